@@ -1,0 +1,253 @@
+"""Runs a process in a container of our own: the executor for hosts where no runc is installed.
+
+It takes the same OCI runtime config that runc gets (runtime-spec `config.json`, the subset that
+`ocis2i.isolation.oci_runtime` writes) and does with system calls what runc does.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import stat
+from typing import Any, NoReturn
+
+from ocis2i import syscalls
+from ocis2i.agent.failure import AgentError
+from ocis2i.agent.mounts import opened
+from ocis2i.agent.tree import resolve
+
+_NAMESPACES = (
+    syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWCGROUP
+)
+_FLAGS = {
+    "ro": syscalls.MS_RDONLY,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+    "noexec": syscalls.MS_NOEXEC,
+    "bind": syscalls.MS_BIND,
+    "rbind": syscalls.MS_BIND | syscalls.MS_REC,
+}
+_PROPAGATION = ("rprivate", "private")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+# linux/capability.h, in the order of their numbers.
+_CAPABILITIES = """
+CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID CAP_SETUID
+CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW
+CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT
+CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD
+CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG
+CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE
+""".split()
+
+Config = dict[str, Any]
+
+
+def start(config: Config, rootfs: str, stdio: list[int]) -> int:
+    """Starts the config's process; returns the pid whose end is the container's end.
+
+    Raises `AgentError` of kind `isolation` when the container cannot be set up, of kind `exec`
+    when its program cannot be started.
+    """
+    receive, send = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _outer(config, rootfs, stdio, send)
+    os.close(send)
+    with os.fdopen(receive, "rb") as pipe:
+        complaint = pipe.read()
+    if complaint:
+        os.waitpid(pid, 0)
+        error = json.loads(complaint)
+        raise AgentError(error["kind"], error["message"], error["hint"])
+    return pid
+
+
+def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoReturn:
+    """Between the agent and the container's init: owns the new pid namespace, waits."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        for number, fd in enumerate(stdio):
+            os.dup2(fd, number, inheritable=True)
+        syscalls.unshare(_NAMESPACES)
+        init = os.fork()
+        if init == 0:
+            _init(config, rootfs, errors)
+        os.close(errors)
+        _close_stdio()
+        _, status = os.waitpid(init, 0)
+        _exit_like(status)
+    except OSError as error:
+        _complain(errors, "isolation", f"the container cannot be set up: {error}")
+
+
+def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
+    """Process 1 of the container: builds its world, starts the payload, reaps."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.sethostname(config["hostname"])
+        _enter(config, rootfs)
+        payload = os.fork()
+        if payload == 0:
+            _payload(config["process"], errors)
+        os.close(errors)
+        _close_stdio()
+        while True:
+            pid, status = os.wait()
+            if pid == payload:
+                _exit_like(status)
+    except OSError as error:
+        _complain(errors, "isolation", f"the container cannot be set up: {error}")
+
+
+def _close_stdio() -> None:
+    """Whoever only waits must not hold the payload's pipes open."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
+
+
+def _exit_like(status: int) -> NoReturn:
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _complain(errors: int, kind: str, message: str, hint: str | None = None) -> NoReturn:
+    os.write(errors, json.dumps({"kind": kind, "message": message, "hint": hint}).encode())
+    os._exit(1)
+
+
+# --- the container's file systems ---
+
+
+def _enter(config: Config, rootfs: str) -> None:
+    syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
+    with opened(rootfs) as root:
+        for mount in config["mounts"]:
+            _mount(root, rootfs, mount)
+        _fill_dev(root, rootfs)
+    os.chdir(rootfs)
+    # pivot_root(2), "pivot_root(".", ".")": the old root lies over the new one and is detached.
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    for path in config["linux"]["readonlyPaths"]:
+        if os.path.exists(path):
+            syscalls.mount(path, path, "", syscalls.MS_BIND | syscalls.MS_REC)
+            _make_read_only(path)
+    for path in config["linux"]["maskedPaths"]:
+        _mask(path)
+
+
+def _mount(root: int, rootfs: str, mount: Config) -> None:
+    found, missing = resolve(root, os.fsencode(mount["destination"]))
+    if missing and not _is_below_dev(mount["destination"]):
+        raise OSError(errno.ENOENT, "no such mount target", mount["destination"])
+    path = b"/".join(part for part in (found, missing) if part)
+    target = f"{rootfs}/{os.fsdecode(path)}"
+    if missing:
+        os.makedirs(target, exist_ok=True)
+    flags = 0
+    options = []
+    for option in mount["options"]:
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif option not in _PROPAGATION:
+            options.append(option)
+    if not flags & syscalls.MS_BIND:
+        syscalls.mount(mount["source"], target, mount["type"], flags, ",".join(options))
+        return
+    syscalls.mount(mount["source"], target, "", flags & (syscalls.MS_BIND | syscalls.MS_REC))
+    if flags & syscalls.MS_RDONLY:
+        _make_read_only(target)
+
+
+def _is_below_dev(path: str) -> bool:
+    return path.startswith("/dev/")
+
+
+def _fill_dev(root: int, rootfs: str) -> None:
+    found, _ = resolve(root, b"dev")
+    dev = f"{rootfs}/{os.fsdecode(found)}"
+    for name in _DEVICES:
+        # A user namespace cannot make device nodes; the host's own are bound.
+        os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        syscalls.mount(f"/dev/{name}", f"{dev}/{name}", "", syscalls.MS_BIND)
+    for name, target in _LINKS.items():
+        os.symlink(target, f"{dev}/{name}")
+
+
+def _make_read_only(path: str) -> None:
+    # Flags that the outer mount carries are locked in a user namespace and must be repeated.
+    kept = os.statvfs(path).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+    syscalls.mount("", path, "", syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | kept)
+
+
+def _mask(path: str) -> None:
+    try:
+        directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return
+    if directory:
+        syscalls.mount("tmpfs", path, "tmpfs", syscalls.MS_RDONLY, "size=0k")
+    else:
+        syscalls.mount("/dev/null", path, "", syscalls.MS_BIND)
+
+
+# --- the payload ---
+
+
+def _payload(process: Config, errors: int) -> NoReturn:
+    argv, environment = process["args"], dict(v.split("=", 1) for v in process["env"])
+    try:
+        os.setsid()
+        for limit in process["rlimits"]:
+            number = getattr(resource, limit["type"])
+            resource.setrlimit(number, (limit["soft"], limit["hard"]))
+        _become(process["user"], process["capabilities"]["bounding"])
+        if process["noNewPrivileges"]:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.umask(0o022)
+        os.chdir(process["cwd"])
+    except OSError as error:
+        _complain(errors, "isolation", f"the payload cannot be prepared: {error}")
+    try:
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        _complain(errors, "exec", f"`{argv[0]}` cannot be started: {error.strerror}")
+
+
+def _become(user: Config, names: list[str]) -> None:
+    mask = sum(1 << _CAPABILITIES.index(name) for name in names)
+    for number in range(len(_CAPABILITIES)):
+        if not mask & 1 << number:
+            try:
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a capability that this kernel does not know
+                    raise
+    os.setgroups(user["additionalGids"])
+    os.setresgid(user["gid"], user["gid"], user["gid"])
+    os.setresuid(user["uid"], user["uid"], user["uid"])
+    if user["uid"] == 0:
+        syscalls.capset(mask, mask, 0)
+    else:
+        syscalls.capset(0, 0, 0)

@@ -1,0 +1,164 @@
+"""Directory trees by descriptors: nothing here follows a link that an image brought along."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ocis2i import syscalls
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Overlayfs keeps its own marks in this namespace; with `userxattr` it hides them from containers
+# and shows `user.overlay.overlay.X` as `user.overlay.X` (Documentation/filesystems/overlayfs.rst).
+OVERLAY_XATTR = b"user.overlay."
+OPAQUE_XATTR = "user.overlay.opaque"
+ORIGIN_XATTR = "user.overlay.origin"
+
+
+def remove_tree(parent_fd: int, name: bytes | str) -> None:
+    """Removes whatever `name` is, whatever its mode. A name that is not there is no error.
+
+    Iterative: a tree may be deeper than Python's stack and its path longer than PATH_MAX.
+    """
+    try:
+        is_directory = _unlink(parent_fd, name)
+    except FileNotFoundError:
+        return
+    if not is_directory:
+        return
+    # Deep trees are flattened: every directory found is moved up beside the top one, so that no
+    # more than three descriptors are open at any depth.
+    _empty(parent_fd, name)
+    os.rmdir(name, dir_fd=parent_fd)
+
+
+def _empty(parent_fd: int, name: bytes | str) -> None:
+    top = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    try:
+        pending = [entry for entry in os.listdir(top) if _unlink(top, entry)]
+        serial = 0
+        while pending:
+            current = pending.pop()
+            inner = os.open(current, DIRECTORY, dir_fd=top)
+            try:
+                for entry in os.listdir(inner):
+                    if _unlink(inner, entry):
+                        lifted = f".ocis2i-{serial}"
+                        serial += 1
+                        os.rename(entry, lifted, src_dir_fd=inner, dst_dir_fd=top)
+                        pending.append(lifted)
+            finally:
+                os.close(inner)
+            os.rmdir(current, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def _unlink(directory: int, entry: bytes | str) -> bool:
+    """Removes a non-directory; true when `entry` is a directory and still there."""
+    try:
+        os.unlink(entry, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.EPERM):
+            return True
+        raise
+    return False
+
+
+def measure(path: str) -> tuple[int, int]:
+    """How many entries a tree has and how many bytes its regular files hold."""
+    entries = size = 0
+    root = os.open(path, DIRECTORY)
+    try:
+        pending = ["."]
+        while pending:
+            inside = pending.pop()
+            fd = os.open(inside, DIRECTORY, dir_fd=root)
+            try:
+                with os.scandir(fd) as listing:
+                    for entry in listing:
+                        entries += 1
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{inside}/{entry.name}")
+                        elif entry.is_file(follow_symlinks=False):
+                            size += entry.stat(follow_symlinks=False).st_size
+            finally:
+                os.close(fd)
+    finally:
+        os.close(root)
+    return entries, size
+
+
+def copy_attributes(source: int, target: int) -> None:
+    """Owner, mode, times and extended attributes of one open directory to another."""
+    facts = os.fstat(source)
+    os.fchown(target, facts.st_uid, facts.st_gid)
+    for name, value in read_xattrs(source):
+        if not name.startswith(OVERLAY_XATTR):
+            os.setxattr(target, name, value)
+    os.fchmod(target, stat.S_IMODE(facts.st_mode))
+    os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def read_xattrs(fd: int) -> list[tuple[bytes, bytes]]:
+    """All extended attributes of an open file that this process may see, sorted by name."""
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
+            return []
+        raise
+    found = []
+    for name in sorted(names):
+        try:
+            found.append((os.fsencode(name), os.getxattr(fd, name)))
+        except OSError as error:  # seen in the list, but not ours to read, as security.ima
+            if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES, errno.ENOTSUP):
+                raise
+    return found
+
+
+def resolve(root_fd: int, path: bytes) -> tuple[bytes, bytes]:
+    """Where `path` leads inside a root: the part that exists, links resolved, and the rest.
+
+    Both are relative to the root, without leading or trailing slash. `..` and absolute links stay
+    inside; a link to nothing counts as the place that it names.
+    """
+    todo = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
+    done: list[bytes] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == b"..":
+            done = done[:-1]
+            continue
+        here = b"/".join([*done, part])
+        target = _read_link(root_fd, here)
+        if target is None:
+            return b"/".join(done), b"/".join([part, *todo[::-1]])
+        if not target:
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if target.startswith(b"/"):
+            done = []
+        todo += [piece for piece in target.split(b"/") if piece not in (b"", b".")][::-1]
+    return b"/".join(done), b""
+
+
+def _read_link(root_fd: int, path: bytes) -> bytes | None:
+    """A link's target, nothing for what is no link, `None` where there is nothing."""
+    try:
+        fd = syscalls.open_in_root(root_fd, path, os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            return b""
+        return os.readlink(b"", dir_fd=fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,379 @@
+"""Applies a layer's tar to a directory, with right owners, and never outside of it.
+
+Whiteouts become what overlayfs knows: a character device 0:0, and `user.overlay.opaque`
+(Documentation/filesystems/overlayfs.rst). Rules of the format: image-spec `layer.md`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import BinaryIO, NamedTuple
+
+from ocis2i import syscalls, tar
+from ocis2i.agent.failure import AgentError, explain
+from ocis2i.agent.tree import (
+    DIRECTORY,
+    OPAQUE_XATTR,
+    ORIGIN_XATTR,
+    OVERLAY_XATTR,
+    remove_tree,
+)
+from ocis2i.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
+from ocis2i.tar import Header
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARENT = os.O_PATH | os.O_DIRECTORY
+_CACHED = 64
+_CHUNK = 1 << 20
+_WHITEOUT_MODE = 0o020000  # S_IFCHR
+_DEEPEST = 1000
+
+
+class Limits(NamedTuple):
+    """How much one layer may be: bytes of content and number of entries."""
+
+    size_bytes: int
+    entries: int
+
+
+class Unpacked(NamedTuple):
+    """What was unpacked. `implied` are directories that no entry described, relative paths."""
+
+    entries: int
+    size_bytes: int
+    implied: tuple[bytes, ...]
+    devices: int
+
+
+def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
+    """Unpacks a plain tar into the empty directory `root`.
+
+    Raises `AgentError` of kind `image` for an archive that is broken or hostile, of kind `policy`
+    for one beyond the limits, of kind `output` when the disk is full.
+    """
+    with _Unpacker(root, limits) as unpacker:
+        reader = tar.Reader(stream)
+        name = b""
+        try:
+            while (header := reader.next()) is not None:
+                name = header.name
+                unpacker.apply(header, reader)
+            reader.drain()
+            return unpacker.finish()
+        except tar.TarError as error:
+            raise AgentError("image", f"broken tar archive: {error}") from error
+        except OSError as error:
+            raise _explain(error, name) from error
+
+
+def _explain(error: OSError, name: bytes) -> AgentError:
+    shown = name.decode(errors="backslashreplace")
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return AgentError("image", f"entry `{shown}` cannot be unpacked: {error.strerror}")
+    return explain(error, f"entry `{shown}` cannot be unpacked")
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Parent and last component of an entry's name, `.` and `//` cleaned, `..` applied.
+
+    An absolute name counts from the image's root. Raises `AgentError` when `..` leads out of it.
+    """
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if part != b"..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+        else:
+            shown = name.decode(errors="backslashreplace")
+            raise AgentError("image", f"hostile archive: entry `{shown}` leads out of the image")
+    if len(parts) > _DEEPEST:
+        raise AgentError("image", f"hostile archive: an entry lies {len(parts)} directories deep")
+    return b"/".join(parts[:-1]), parts[-1] if parts else b""
+
+
+class _Unpacker:
+    """The state of one layer: open parents, directories to finish, what was seen."""
+
+    def __init__(self, root: str, limits: Limits) -> None:
+        self._root = os.open(root, DIRECTORY)
+        self._limits = limits
+        self._parents: dict[bytes, int] = {}
+        self._directories: dict[bytes, Header] = {}
+        self._implied: set[bytes] = {b""}
+        self._opaque: set[bytes] = set()
+        self._entries = self._size = self._devices = 0
+
+    def __enter__(self) -> _Unpacker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._forget_parents()
+        os.close(self._root)
+
+    def apply(self, header: Header, content: tar.Reader) -> None:
+        self._count(header)
+        parent, name = split_name(header.name)
+        if name.startswith(WHITEOUT_PREFIX):
+            self._whiteout(parent, name)
+        elif not name:
+            self._take_root(header)
+        elif header.kind in (tar.CHARACTER, tar.BLOCK_DEVICE):
+            # A user namespace may not make devices (EPERM), and containers get their own /dev.
+            # 0:0 could be made, but would be a whiteout.
+            self._devices += 1
+        elif header.kind == tar.DIRECTORY:
+            self._directory(parent, name, header)
+        else:
+            self._non_directory(parent, name, header, content)
+
+    def finish(self) -> Unpacked:
+        # Last, because making entries changes the times, and a mode may lock us... not root, but
+        # a directory without write permission would stop an agent with a single id.
+        for path in sorted(self._directories, reverse=True):
+            header = self._directories[path]
+            fd = syscalls.open_in_root(self._root, path, DIRECTORY)
+            try:
+                _set_attributes(fd, header)
+            finally:
+                os.close(fd)
+        return Unpacked(self._entries, self._size, tuple(sorted(self._implied)), self._devices)
+
+    def _count(self, header: Header) -> None:
+        self._entries += 1
+        self._size += header.size
+        if self._entries > self._limits.entries:
+            raise AgentError("policy", f"the layer has more than {self._limits.entries} entries")
+        if self._size > self._limits.size_bytes:
+            raise AgentError(
+                "policy",
+                f"the layer unpacks to more than {self._limits.size_bytes} bytes",
+                "raise the limit with OCIS2I_LAYER_LIMIT if the image is to be trusted",
+            )
+
+    # --- parents ---
+
+    def _parent(self, path: bytes) -> int:
+        fd = self._parents.get(path)
+        if fd is None:
+            if len(self._parents) >= _CACHED:
+                self._forget_parents()
+            fd = self._open_parent(path)
+            self._parents[path] = fd
+        return fd
+
+    def _open_parent(self, path: bytes) -> int:
+        try:
+            return syscalls.open_in_root(self._root, path, _PARENT)
+        except FileNotFoundError:
+            pass
+        # Some part is missing: make it, one component after the other.
+        above, _, last = path.rpartition(b"/")
+        parent = self._parent(above)
+        try:
+            os.mkdir(last, 0o755, dir_fd=parent)
+            self._implied.add(path)
+        except FileExistsError:
+            # A dangling link: what it names is made, inside the root.
+            target = os.readlink(last, dir_fd=parent)
+            start = b"" if target.startswith(b"/") else above + b"/"
+            grand, name = split_name(start + target)
+            return self._parent(grand + b"/" + name if grand else name)
+        return syscalls.open_in_root(self._root, path, _PARENT)
+
+    def _forget_parents(self) -> None:
+        for fd in self._parents.values():
+            os.close(fd)
+        self._parents.clear()
+
+    # --- kinds of entries ---
+
+    def _take_root(self, header: Header) -> None:
+        if header.kind == tar.DIRECTORY:
+            self._directories[b""] = header
+            self._implied.discard(b"")
+
+    def _whiteout(self, parent: bytes, name: bytes) -> None:
+        if name == OPAQUE_MARKER:
+            self._make_opaque(self._parent(parent), parent)
+            return
+        hidden = name[len(WHITEOUT_PREFIX) :]
+        if hidden.startswith(b".wh."):
+            return  # leftovers of aufs, which every tool skips
+        if hidden in (b"", b".", b".."):
+            raise AgentError("image", f"hostile archive: whiteout of `{os.fsdecode(hidden)}`")
+        if parent in self._opaque:
+            return  # hidden already; the device would show in a directory that nothing is below
+        fd = self._parent(parent)
+        try:
+            os.mknod(hidden, _WHITEOUT_MODE, 0, dir_fd=fd)
+            # With an origin, overlayfs looks for whiteouts also where it has nothing to merge.
+            _set_xattr(_fd_path(fd), ORIGIN_XATTR, b"")
+        except FileExistsError:
+            # The entry came with this layer and stays; a whiteout is for the layers below.
+            path = parent + b"/" + hidden if parent else hidden
+            if path in self._directories or path in self._implied:
+                self._make_opaque(self._parent(path), path)
+
+    def _make_opaque(self, fd: int, path: bytes) -> None:
+        _set_xattr(_fd_path(fd), OPAQUE_XATTR, b"y")
+        self._opaque.add(path)
+
+    def _directory(self, parent: bytes, name: bytes, header: Header) -> None:
+        fd = self._parent(parent)
+        path = parent + b"/" + name if parent else name
+        hid_something = False
+        try:
+            os.mkdir(name, 0o700, dir_fd=fd)
+        except FileExistsError:
+            if not _is_directory(fd, name):
+                hid_something = _is_whiteout(fd, name)
+                self._replace(fd, name)
+                os.mkdir(name, 0o700, dir_fd=fd)
+        self._directories[path] = header
+        self._implied.discard(path)
+        if hid_something:
+            self._make_opaque(self._parent(path), path)
+
+    def _non_directory(
+        self, parent: bytes, name: bytes, header: Header, content: tar.Reader
+    ) -> None:
+        fd = self._parent(parent)
+        try:
+            self._make(fd, name, header, content)
+        except FileExistsError:
+            self._replace(fd, name)
+            self._make(fd, name, header, content)
+
+    def _replace(self, fd: int, name: bytes) -> None:
+        """Makes room: of two entries with one name the later counts."""
+        self._forget_directories_of(fd, name)
+        remove_tree(fd, name)
+
+    def _forget_directories_of(self, fd: int, name: bytes) -> None:
+        if _is_directory(fd, name):
+            base = os.readlink(_fd_path(self._root))
+            path = os.readlink(_fd_path(fd))[len(base) + 1 :] + "/" + os.fsdecode(name)
+            gone = os.fsencode(path.lstrip("/"))
+            for known in (self._directories, self._implied, self._opaque):
+                for other in [p for p in known if p == gone or p.startswith(gone + b"/")]:
+                    known.pop(other) if isinstance(known, dict) else known.discard(other)
+            self._forget_parents_except(fd)
+
+    def _forget_parents_except(self, kept: int) -> None:
+        for path in [path for path, fd in self._parents.items() if fd != kept]:
+            os.close(self._parents.pop(path))
+
+    def _make(self, fd: int, name: bytes, header: Header, content: tar.Reader) -> None:
+        if header.kind == tar.REGULAR:
+            out = os.open(name, _CREATE, 0o600, dir_fd=fd)
+            try:
+                _copy_content(content, out, header.size)
+                _set_attributes(out, header)
+            finally:
+                os.close(out)
+        elif header.kind == tar.HARD_LINK:
+            self._hard_link(fd, name, header)
+        elif header.kind == tar.SYMLINK:
+            os.symlink(header.target, name, dir_fd=fd)
+            _set_attributes_by_name(fd, name, header)
+        else:
+            os.mkfifo(name, 0o600, dir_fd=fd)
+            _set_attributes_by_name(fd, name, header)
+
+    def _hard_link(self, fd: int, name: bytes, header: Header) -> None:
+        parent, last = split_name(header.target)
+        try:
+            source = syscalls.open_in_root(self._root, parent, _PARENT)
+            try:
+                os.link(last, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+            finally:
+                os.close(source)
+        except FileNotFoundError:
+            raise AgentError(
+                "image",
+                f"entry `{os.fsdecode(header.name)}` is a hard link to "
+                f"`{os.fsdecode(header.target)}`, which is not in the layer",
+            ) from None
+
+
+def _copy_content(content: tar.Reader, out: int, size: int) -> None:
+    while size:
+        data = content.read(min(size, _CHUNK))
+        size -= len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(out, view) :]
+
+
+def _set_attributes(fd: int, header: Header) -> None:
+    # chown clears setuid bits and capabilities, so it comes first.
+    if header.uid or header.gid:
+        _own(fd, header)
+    for name, value in header.xattrs:
+        _set_image_xattr(fd, name, value)
+    os.fchmod(fd, header.mode)
+    os.utime(fd, ns=_times(header))
+
+
+def _set_attributes_by_name(fd: int, name: bytes, header: Header) -> None:
+    _own(name, header, fd)
+    if header.kind != tar.SYMLINK:
+        os.chmod(name, header.mode, dir_fd=fd)
+    os.utime(name, ns=_times(header), dir_fd=fd, follow_symlinks=False)
+
+
+def _own(target: int | bytes, header: Header, directory: int | None = None) -> None:
+    try:
+        if isinstance(target, int):
+            os.fchown(target, header.uid, header.gid)
+        else:
+            os.chown(target, header.uid, header.gid, dir_fd=directory, follow_symlinks=False)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise AgentError(
+            "image",
+            f"entry `{os.fsdecode(header.name)}` belongs to {header.uid}:{header.gid}, "
+            "which is not among the mapped ids",
+            "give the user 65536 subordinate ids in /etc/subuid and /etc/subgid",
+        ) from error
+
+
+def _times(header: Header) -> tuple[int, int]:
+    # What ext4 and xfs can hold; anything else is a broken or hostile archive's idea of a time.
+    mtime_ns = min(max(header.mtime_ns, -(2**31) * 10**9), 2**33 * 10**9)
+    return mtime_ns, mtime_ns
+
+
+def _set_image_xattr(fd: int, name: bytes, value: bytes) -> None:
+    if name.startswith(OVERLAY_XATTR):
+        # An image must not speak to overlayfs (a `redirect` could lead anywhere): escaped, it is
+        # data for the container and nothing to the kernel.
+        name = OVERLAY_XATTR + b"overlay." + name[len(OVERLAY_XATTR) :]
+    try:
+        os.setxattr(fd, name, value)
+    except OSError as error:
+        # Labels of a security module that this host lacks or guards (security.selinux).
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def _set_xattr(path: str, name: str, value: bytes) -> None:
+    os.setxattr(path, name, value)
+
+
+def _fd_path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _is_directory(fd: int, name: bytes) -> bool:
+    return os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode & 0o170000 == 0o040000
+
+
+def _is_whiteout(fd: int, name: bytes) -> bool:
+    facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    return facts.st_mode & 0o170000 == 0o020000 and facts.st_rdev == 0

@@ -1,0 +1,113 @@
+"""The JSON documents that `--json` prints: stable, `"version": 1`. See `docs/json.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ocis2i.blobs import read_document
+from ocis2i.build import BuildResult
+from ocis2i.errors import Ocis2iError, ScriptError
+from ocis2i.manifest import Image, Index, Json, Manifest, parse_json
+from ocis2i.report import StageRecord
+from ocis2i.spec import BuildSpec
+from ocis2i.store import Store, StoredImage
+
+VERSION = 1
+
+
+def result_document(
+    result: BuildResult, spec: BuildSpec, stages: Sequence[StageRecord]
+) -> dict[str, Any]:
+    """A build that succeeded."""
+    digest = str(result.encoded.descriptor.digest)
+    return {
+        "version": VERSION,
+        "state": "succeeded",
+        "name": str(spec.name) if spec.name else None,
+        "digest": digest,
+        "reference": f"{spec.name.name}@{digest}" if spec.name else None,
+        "config": str(result.encoded.config_descriptor.digest),
+        "builder": {
+            "name": result.builder.name,
+            "digest": str(result.builder.manifest.descriptor.digest),
+        },
+        "isolation": result.isolation,
+        "script_exit_code": result.assemble.exit_code,
+        "pushed": result.pushed,
+        "outputs": [delivered.where for delivered in result.delivered],
+        "changes": {"entries": result.changes.entries, "bytes": result.changes.size_bytes},
+        "layers": _layers(result.image),
+        "stages": [stage.document() for stage in stages],
+    }
+
+
+def _layers(image: Image) -> list[dict[str, Any]]:
+    return [
+        {
+            "digest": str(layer.descriptor.digest),
+            "diff_id": str(layer.diff_id),
+            "size": layer.descriptor.size,
+            "media_type": layer.descriptor.media_type,
+        }
+        for layer in image.layers
+    ]
+
+
+def failure_document(
+    error: Ocis2iError, code: int, stages: Sequence[StageRecord]
+) -> dict[str, Any]:
+    """A command that failed."""
+    return {
+        "version": VERSION,
+        "state": "failed",
+        "reason": error.reason,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": code,
+        "script_exit_code": error.script_exit_code if isinstance(error, ScriptError) else None,
+        "stages": [stage.document() for stage in stages],
+    }
+
+
+def image_row(image: StoredImage, store: Store) -> dict[str, Any]:
+    """One image of the store; `size` counts its compressed layers, in bytes."""
+    manifest = store.manifest(image.descriptor)
+    size, created, platform = 0, None, None
+    if isinstance(manifest, Manifest):
+        config = parse_json(read_document(store, manifest.config), "the image config")
+        size = sum(layer.size for layer in manifest.layers)
+        created = config.get("created")
+        platform = f"{config.get('os')}/{config.get('architecture')}"
+    return {
+        "name": image.name,
+        "digest": str(image.descriptor.digest),
+        "created": created,
+        "platform": platform,
+        "size": size,
+    }
+
+
+def inspect_document(name: str, manifest: Manifest | Index, raw_config: bytes) -> Json:
+    """What an image is: names, digests, its config and its layers."""
+    config = parse_json(raw_config, "the image config")
+    runtime = config.get("config") or {}
+    return {
+        "name": name,
+        "digest": str(manifest.descriptor.digest),
+        "media_type": manifest.descriptor.media_type,
+        "created": config.get("created"),
+        "platform": f"{config.get('os')}/{config.get('architecture')}",
+        "config": runtime,
+        "diff_ids": (config.get("rootfs") or {}).get("diff_ids", []),
+        "layers": [
+            {
+                "digest": str(layer.digest),
+                "size": layer.size,
+                "media_type": layer.media_type,
+            }
+            for layer in (manifest.layers if isinstance(manifest, Manifest) else ())
+        ],
+        "history": config.get("history", []),
+        "annotations": dict(manifest.annotations),
+    }

@@ -1,0 +1,113 @@
+"""Every failure that ocis2i expects, the sentence a user reads and the exit code a script sees."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Ocis2iError(Exception):
+    """An expected failure: what happened, to what, with the value, and what to try.
+
+    `reason` is a word of S2I's failure vocabulary where one exists (source-to-image
+    `pkg/util/status`), else one of ours in the same form. `exit_code` ends the process.
+    """
+
+    exit_code: ClassVar[int] = 1
+    default_reason: ClassVar[str] = "GenericS2IBuildFailed"
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.reason = reason or self.default_reason
+
+
+class UsageError(Ocis2iError):
+    """An argument, a flag or a setting that cannot mean anything."""
+
+    exit_code = 2
+    default_reason = "InvalidUsage"
+
+
+class SourceError(Ocis2iError):
+    """The application's source cannot be had."""
+
+    exit_code = 3
+    default_reason = "FetchSourceFailed"
+
+
+class ImageError(Ocis2iError):
+    """An image, a layout or an archive that is missing, broken or not what it says it is."""
+
+    exit_code = 4
+    default_reason = "PullBuilderImageFailed"
+
+
+class ScriptsError(ImageError):
+    """The builder image does not offer the S2I scripts that a build needs."""
+
+    default_reason = "InstallScriptsFailed"
+
+
+class RegistryError(Ocis2iError):
+    """A registry that cannot be reached, refuses, or answers wrongly."""
+
+    exit_code = 5
+    default_reason = "RegistryFailed"
+
+
+class IsolationError(Ocis2iError):
+    """The host does not allow what a build needs from it."""
+
+    exit_code = 6
+    default_reason = "IsolationUnavailable"
+
+
+class ScriptError(Ocis2iError):
+    """A script of the builder ran and failed; `script_exit_code` is its own status."""
+
+    exit_code = 7
+    default_reason = "AssembleFailed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        script_exit_code: int,
+        hint: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, reason=reason)
+        self.script_exit_code = script_exit_code
+
+
+class OutputError(Ocis2iError):
+    """The result cannot be written where it was asked for."""
+
+    exit_code = 8
+    default_reason = "ContainerCommitFailed"
+
+
+class PolicyError(Ocis2iError):
+    """Something that is possible, but forbidden by a rule or over a limit."""
+
+    exit_code = 9
+    default_reason = "PolicyViolated"
+
+
+class Interrupted(Ocis2iError):  # noqa: N818 - named for what happened, it is not a fault
+    """A signal asked for the end; the exit code is 128 plus its number, as shells have it."""
+
+    default_reason = "Interrupted"
+
+    def __init__(self, signal_number: int) -> None:
+        names = {2: "interrupt", 15: "termination", 1: "hang-up"}
+        super().__init__(f"stopped by {names.get(signal_number, f'signal {signal_number}')}")
+        self.signal_number = signal_number
+
+
+def exit_code_of(error: Ocis2iError) -> int:
+    """The exit code of the process that ends with `error`."""
+    if isinstance(error, Interrupted):
+        return 128 + error.signal_number
+    return error.exit_code

@@ -1,0 +1,108 @@
+"""Files on the host: atomic writes, locks, and explaining a full disk."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ocis2i.errors import Ocis2iError, OutputError
+
+
+def explain(error: OSError, what: str) -> Ocis2iError:
+    """The `OutputError` for an operating system's error; a full disk is named for what it is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"{what}: the disk is full",
+            hint="free some space (`ocis2i prune`), or use another disk with --root",
+        )
+    where = f" (`{os.fsdecode(error.filename)}`)" if error.filename else ""
+    return OutputError(f"{what}: {error.strerror or error}{where}")
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a rename in `path` survive a power cut (fsync(2), NOTES)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, *, scratch: Path, mode: int = 0o644) -> None:
+    """Replaces `path` by `data` at once; `scratch` is a directory on the same file system."""
+    fd, name = tempfile.mkstemp(dir=scratch)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+class Lock:
+    """An advisory lock on a file (flock(2)); gone when its holder is, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def fileno(self) -> int:
+        """The descriptor that holds the lock; a child that inherits it holds it too."""
+        return self._fd
+
+    def acquire(self, *, shared: bool = False, wait: bool = True) -> bool:
+        """Takes the lock; false when it would have to wait and `wait` is false."""
+        flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self._fd, flags)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        os.close(self._fd)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[Lock]:
+    """Holds the lock of `path`, waiting for it."""
+    lock = Lock(path)
+    try:
+        lock.acquire(shared=shared)
+        yield lock
+    finally:
+        lock.release()
+
+
+def remove_tree(path: Path) -> bool:
+    """Removes a tree of our own files; false when something in it is not ours to remove."""
+    try:
+        for directory, _, files in os.walk(path, topdown=False, followlinks=False):
+            for name in files:
+                Path(directory, name).unlink()
+            _remove_directories(Path(directory))
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _remove_directories(directory: Path) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_symlink():
+            Path(entry.path).unlink()
+        else:
+            Path(entry.path).rmdir()

@@ -1,0 +1,34 @@
+"""Runs a process by the agent's own executor: no container program needed."""
+
+from __future__ import annotations
+
+import time
+
+from ocis2i.isolation.agent import Agent
+from ocis2i.isolation.oci_runtime import runtime_config
+from ocis2i.isolation.streams import carry
+from ocis2i.runner import Availability, RootfsHandle, RunResult, RunSpec, Stdio
+
+
+class Builtin:
+    """A `Runner` by system calls of our own, in `ocis2i.agent.container`."""
+
+    name = "builtin"
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def check(self) -> Availability:
+        """Always: where the agent runs, its executor does."""
+        return Availability(usable=True, reason="part of ocis2i")
+
+    def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
+        """Runs `spec` to its end; see `Runner`."""
+        config = runtime_config(spec, rootfs.path)
+        started = time.monotonic()
+        code = carry(
+            self._agent,
+            lambda *fds: self._agent.post("execute", *fds, config=config, rootfs=rootfs.path),
+            stdio,
+        )
+        return RunResult(code, time.monotonic() - started)

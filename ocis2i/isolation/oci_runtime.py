@@ -1,0 +1,110 @@
+"""The OCI runtime config of a run (runtime-spec `config.json`), written by ourselves.
+
+runc reads it as a file; the agent's builtin executor takes the same object.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+from ocis2i.runner import ROOT_CAPABILITIES, BindMount, RunSpec
+
+# Docker's lists (moby `oci/defaults.go`): what tells or changes too much about the host.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/firmware",
+)
+READ_ONLY_PATHS = (
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+)
+# Directories that every container has something mounted on; images may lack them.
+MOUNT_TARGETS = ("/proc", "/dev", "/sys")
+
+_OPEN_FILES = 1 << 20
+
+
+def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
+    """The config for `spec` in the mounted tree `rootfs`. Pure but for this process's own limits.
+
+    No user namespace: the agent is in one already. No network namespace: it is the host's. No
+    cgroup settings: without delegation they are an error (runc).
+    """
+    capabilities = list(ROOT_CAPABILITIES) if spec.identity.uid == 0 else []
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": spec.hostname,
+        "root": {"path": rootfs, "readonly": False},
+        "process": {
+            "terminal": False,
+            "user": {
+                "uid": spec.identity.uid,
+                "gid": spec.identity.gid,
+                "additionalGids": list(spec.identity.groups),
+                "umask": 0o022,
+            },
+            "args": list(spec.argv),
+            "env": list(spec.environment),
+            "cwd": spec.cwd,
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+            "rlimits": _limits(),
+            "noNewPrivileges": True,
+        },
+        "mounts": [*_kernel_mounts(), *(_bind(mount) for mount in spec.mounts)],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")],
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READ_ONLY_PATHS),
+        },
+    }
+
+
+def _limits() -> list[dict[str, Any]]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    return [
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        {"type": "RLIMIT_NOFILE", "soft": files, "hard": files},
+    ]
+
+
+def _kernel_mounts() -> list[dict[str, Any]]:
+    quiet = ["nosuid", "noexec", "nodev"]
+    return [
+        _mount("/proc", "proc", "proc", quiet),
+        _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "mode=755", "size=65536k"]),
+        _mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        _mount("/dev/shm", "tmpfs", "shm", [*quiet, "mode=1777", "size=65536k"]),  # noqa: S108
+        _mount("/dev/mqueue", "mqueue", "mqueue", quiet),
+        # sysfs belongs to the network namespace, which is the host's: only a bind is allowed.
+        _mount("/sys", "none", "/sys", ["rbind", "ro", *quiet]),
+    ]
+
+
+def _bind(mount: BindMount) -> dict[str, Any]:
+    options = ["rbind", "rprivate", "nosuid", "nodev"]
+    if mount.read_only:
+        options.append("ro")
+    return _mount(mount.target, "bind", mount.source, options)
+
+
+def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": kind, "source": source, "options": options}

@@ -1,0 +1,562 @@
+"""HTTP as a registry client needs it: single exchanges with limits, TLS, proxies and retries.
+
+Requests are prepared and handed to `requests` adapters directly. A `requests.Session` would read
+the process environment and `~/.netrc`, keep cookies, follow redirects with credentials of others
+and is not made for threads; an adapter has none of that and its connection pool is thread-safe.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from ocis2i import __version__
+from ocis2i.errors import RegistryError
+from ocis2i.reference import is_loopback
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+# Object stores behind a registry commit late: the answer to the last PUT may take minutes.
+FINAL_SECONDS = 300.0
+SLOW_COMMIT_BYTES_PER_SECOND = 10 << 20
+BLOCK = 1 << 20
+REDIRECT_LIMIT = 10
+POOL_SIZE = 8
+
+RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 522})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+# unreachable: no connection came about; broken: it ended too early; tls: no TLS on the other side
+FailureKind = Literal["unreachable", "certificate", "tls", "broken", "redirect", "status", "other"]
+Sleep = Callable[[float], object]
+T = TypeVar("T")
+
+
+class RequestError(RegistryError):
+    """A request that got no usable answer; `status` is 0 when it got none at all."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: FailureKind,
+        hint: str | None = None,
+        status: int = 0,
+        code: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.status = status
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+        self.given_up = False
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may well succeed a moment later.
+
+        An error that was tried often enough is not, or loops around loops would multiply.
+        """
+        passing = self.kind in ("unreachable", "broken") or self.status in RETRYABLE_STATUS
+        return passing and not self.given_up
+
+
+class CancelledError(RegistryError):
+    """A transfer that was asked to stop because another one failed or the user interrupted."""
+
+
+# --- retries ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when to try again; all times in seconds.
+
+    A host that cannot be reached at all is given up sooner, a typing error is likelier there.
+    """
+
+    tries: int = 5
+    tries_unreachable: int = 3
+    first_pause: float = 0.3
+    factor: float = 3.0
+    longest_pause: float = 8.0
+    longest_retry_after: float = 60.0
+
+    def pause_seconds(self, failures: int, error: RequestError, jitter: float) -> float | None:
+        """The pause after the `failures`-th failure in a row; `None` means give up.
+
+        `jitter` in 0..1 takes up to a half off. A server's `Retry-After` is honoured up to
+        `longest_retry_after` (the cap of containers/image).
+        """
+        tries = self.tries_unreachable if error.kind == "unreachable" else self.tries
+        if not error.retryable or failures >= tries:
+            return None
+        if error.retry_after_seconds is not None:
+            return min(error.retry_after_seconds, self.longest_retry_after)
+        pause = min(self.first_pause * self.factor ** (failures - 1), self.longest_pause)
+        return pause * (1 - jitter / 2)
+
+
+class Retries:
+    """A `RetryPolicy` with the means to wait."""
+
+    def __init__(
+        self,
+        sleep: Sleep,
+        *,
+        policy: RetryPolicy | None = None,
+        jitter: Callable[[], float] | None = None,
+    ) -> None:
+        self._sleep = sleep
+        self._policy = policy or RetryPolicy()
+        self._jitter = jitter or random.SystemRandom().random
+
+    def call(self, action: Callable[[], T], cancel: threading.Event | None = None) -> T:
+        """The value of `action()`, tried by the policy; raises its last error."""
+        failures = 0
+        while True:
+            check_cancelled(cancel)
+            try:
+                return action()
+            except RequestError as error:
+                failures += 1
+                self.wait(failures, error, cancel)
+
+    def wait(
+        self, failures: int, error: RequestError, cancel: threading.Event | None = None
+    ) -> None:
+        """Waits before the next try, or raises `error` when there must be none."""
+        pause = self._policy.pause_seconds(failures, error, self._jitter())
+        if pause is None:
+            error.given_up = True
+            raise error
+        # A pause of up to a minute must not hold up the user's interrupt.
+        while cancel is not None and pause > 0.25 and not cancel.is_set():
+            self._sleep(0.25)
+            pause -= 0.25
+        if cancel is None or not cancel.is_set():
+            self._sleep(pause)
+
+
+def check_cancelled(cancel: threading.Event | None) -> None:
+    """Raises `CancelledError` once `cancel` is set."""
+    if cancel is not None and cancel.is_set():
+        raise CancelledError("the transfer was cancelled")
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """`Retry-After` in seconds (RFC 9110, 10.2.3): a number, or a date read against `Date`."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        then = parsedate_to_datetime(text)
+        now = parsedate_to_datetime(headers.get("Date", ""))
+        return max(0.0, (then - now).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+def redacted(url: str) -> str:
+    """`url` without user, password, query and fragment, all of which may hold secrets."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of `url`, default ports filled in (RFC 6454).
+
+    Raises `RequestError` when `url` is not an absolute http or https URL.
+    """
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError:
+        scheme, host, port = "", None, None
+    if scheme not in ("http", "https") or not host:
+        raise RequestError(
+            "a server answered with an address that is not an http URL", kind="other"
+        )
+    return scheme, host.lower(), port or (443 if scheme == "https" else 80)
+
+
+def is_private_address(host: str) -> bool:
+    """Whether `host` is an IP literal that only means something on this network."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not address.is_global
+
+
+def check_foreign_address(url: str, own: str, what: str) -> None:
+    """Refuses to be sent to the inside of this network by a registry (go-containerregistry's rule).
+
+    `url` is where the registry at `own` sends us. Raises `RegistryError` when it is on another
+    host and port and a private or link-local address, such as a cloud's metadata service.
+    """
+    _, host, port = origin(url)
+    if (host, port) != origin(own)[1:] and is_private_address(host):
+        raise RegistryError(
+            f"{what} of {redacted(own)} points at the private address `{host}:{port}`",
+            hint="the registry is set up wrongly, or somebody wants to reach into your network",
+        )
+
+
+def proxy_for(url: str, environment: Mapping[str, str]) -> str | None:
+    """The proxy that `environment` names for `url`, by the rules of curl and Go.
+
+    Lower-case names win; `NO_PROXY` takes host names with their subdomains, `host:port`, addresses,
+    networks and `*`. This machine itself is never reached through a proxy.
+    """
+    scheme, host, port = origin(url)
+    names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")
+    proxy = next((environment[name] for name in names if environment.get(name)), None)
+    exceptions = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if not proxy or is_loopback(f"[{host}]" if ":" in host else host):
+        return None
+    if any(_is_excepted(host, port, entry.strip().lower()) for entry in exceptions.split(",")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _is_excepted(host: str, port: int, entry: str) -> bool:
+    if not entry:
+        return False
+    if entry == "*":
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        pass
+    name, colon, wanted_port = entry.rpartition(":")
+    if colon and wanted_port.isdigit():
+        if int(wanted_port) != port:
+            return False
+        entry = name
+    entry = entry.strip("[]").removeprefix("*").removeprefix(".")
+    return bool(entry) and (host == entry or host.endswith(f".{entry}"))
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+def tls_context(host: str, environment: Mapping[str, str], *, verify: bool) -> ssl.SSLContext:
+    """The TLS settings for `host` (with its port, if not 443).
+
+    Trusted are the system's roots, those of `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` and
+    `CURL_CA_BUNDLE`, and those in `certs.d/HOST/*.crt` (containers-certs.d(5)), where `*.cert` and
+    `*.key` may hold a client certificate. Raises `RegistryError` naming a file that is no good.
+    """
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if environment.get(name):
+            _load(context, Path(environment[name]), f"`{name}`")
+    for directory in _certificate_directories(host, environment):
+        for path in sorted(directory.glob("*.crt")):
+            _load(context, path, "certs.d")
+        for path in sorted(directory.glob("*.cert")):
+            _load(context, path, "certs.d", key=path.with_suffix(".key"))
+    return context
+
+
+def _load(context: ssl.SSLContext, path: Path, what: str, key: Path | None = None) -> None:
+    try:
+        if key:
+            context.load_cert_chain(path, key)
+        elif path.is_dir():
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        named = f"`{path}`" + (f" with its key `{key}`" if key else "")
+        reason = getattr(error, "strerror", None) or "no certificate in it"
+        raise RegistryError(
+            f"{what} names the certificate file {named}, which cannot be used: {reason}"
+        ) from error
+
+
+def _certificate_directories(host: str, environment: Mapping[str, str]) -> list[Path]:
+    places = [Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")]
+    if home := environment.get("HOME"):
+        config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+        places.insert(0, Path(config) / "containers/certs.d")
+    return [place / host for place in places if (place / host).is_dir()]
+
+
+# --- connections ------------------------------------------------------------------------------
+
+
+class _PatientConnection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _be_patient(self)
+
+
+class _PatientTlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _be_patient(self)
+
+
+def _be_patient(connection: HTTPConnection) -> None:
+    # urllib3 keeps the time-out for connecting on the socket until the body is sent, so that a
+    # registry that stops reading for a few seconds would break an upload.
+    if connection.sock is not None:
+        connection.sock.settimeout(READ_SECONDS)
+
+
+class _PatientPool(HTTPConnectionPool):
+    ConnectionCls = _PatientConnection
+
+
+class _PatientTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _PatientTlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """An adapter with a TLS context of its own; `requests` would add certifi's roots to it."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(pool_maxsize=POOL_SIZE)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
+    ) -> Any:
+        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
+        return host, {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
+
+    def cert_verify(self, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing: the context says what is trusted."""
+
+
+_POOLS = {"http": _PatientPool, "https": _PatientTlsPool}
+
+
+class Body(Protocol):
+    """Bytes to send that can be read again from the start, in blocks, and know their number."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request. `authorization` goes to the origin of `url` only, never to another."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Body = b""
+    authorization: str | None = field(default=None, repr=False)
+    read_seconds: float = READ_SECONDS
+    follow_redirects: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.method} {redacted(self.url)}"
+
+
+class Http:
+    """Sends requests and follows redirects; safe to use from several threads."""
+
+    def __init__(self, environment: Mapping[str, str], *, tls_verify: bool = True) -> None:
+        self._environment = environment
+        self._tls_verify = tls_verify
+        self._adapters: dict[str, _Adapter] = {}
+        self._lock = threading.Lock()
+        if not tls_verify:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
+    def exchange(self, request: Request) -> requests.Response:
+        """The answer, its body not yet read; any status but a redirect.
+
+        Raises `RequestError` when there is no answer, after too many redirects, and for one that
+        a write cannot follow or that leads from https to http.
+        """
+        first = request
+        for _ in range(REDIRECT_LIMIT + 1):
+            response = self._send(request)
+            location = response.headers.get("Location")
+            redirect = response.status_code in _REDIRECTS and request.follow_redirects
+            if not redirect or not location:
+                return response
+            response.close()
+            request = self._redirected(request, response.status_code, location)
+        raise RequestError(f"{first} was redirected {REDIRECT_LIMIT} times", kind="redirect")
+
+    def plain_http_allowed(self, host: str) -> bool:
+        """Whether `host` (port or not) may be spoken to without TLS."""
+        return not self._tls_verify or is_loopback(host)
+
+    def close(self) -> None:
+        """Closes the connections that are kept for later."""
+        with self._lock:
+            for adapter in self._adapters.values():
+                adapter.close()
+
+    def _redirected(self, request: Request, status: int, location: str) -> Request:
+        target = urljoin(request.url, location)
+        if request.method not in ("GET", "HEAD") and status not in (307, 308):
+            raise RequestError(f"{request} was redirected with status {status}", kind="redirect")
+        scheme, _, _ = origin(target)
+        if scheme == "http" and not self.plain_http_allowed(urlsplit(target).netloc):
+            raise RequestError(
+                f"{request} was redirected to plain http at `{redacted(target)}`", kind="redirect"
+            )
+        same = origin(target) == origin(request.url)
+        return replace(request, url=target, authorization=request.authorization if same else None)
+
+    def _send(self, request: Request) -> requests.Response:
+        headers = {
+            "User-Agent": f"ocis2i/{__version__}",
+            # A registry that compresses on the way would change the bytes that were hashed.
+            "Accept-Encoding": "identity",
+            **request.headers,
+        }
+        if request.authorization:
+            headers["Authorization"] = request.authorization
+        scheme, _, _ = origin(request.url)
+        proxy = proxy_for(request.url, self._environment)
+        try:
+            prepared = requests.Request(
+                request.method, request.url, headers, data=request.body or None
+            ).prepare()
+            return self._adapter(urlsplit(request.url).netloc).send(
+                prepared,
+                stream=True,
+                timeout=(CONNECT_SECONDS, request.read_seconds),
+                proxies={scheme: proxy} if proxy else {},
+            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise _failure(request, error, proxy) from error
+
+    def _adapter(self, host: str) -> _Adapter:
+        host = host.rpartition("@")[2]
+        with self._lock:
+            if host not in self._adapters:
+                context = tls_context(host, self._environment, verify=self._tls_verify)
+                self._adapters[host] = _Adapter(context)
+            return self._adapters[host]
+
+
+def read_blocks(response: requests.Response) -> Iterator[bytes]:
+    """The body as it came over the wire, in blocks of at most `BLOCK` bytes, as they arrive.
+
+    Raises `RequestError` when it ends before its announced length.
+    """
+    try:
+        while block := response.raw.read1(BLOCK, decode_content=False):
+            yield block
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        request = Request(response.request.method or "GET", str(response.url))
+        raise _failure(request, error, None) from error
+
+
+def read_body(response: requests.Response, limit: int) -> bytes:
+    """The whole body and the end of the exchange.
+
+    Raises `RequestError` for more than `limit` bytes, so that no server can fill the memory.
+    """
+    with response:
+        parts = bytearray()
+        for block in read_blocks(response):
+            parts += block
+            if len(parts) > limit:
+                raise RequestError(
+                    f"{response.request.method} {redacted(str(response.url))} answered with more "
+                    f"than {limit} bytes",
+                    kind="other",
+                )
+        return bytes(parts)
+
+
+# What can go wrong below HTTP, most telling first, and what to call it.
+_RULES: tuple[tuple[tuple[type[BaseException], ...], FailureKind, str], ...] = (
+    ((ssl.SSLCertVerificationError,), "certificate", "its certificate is not trusted"),
+    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), "broken", "the connection was closed"),
+    ((ssl.SSLError,), "tls", "it does not speak TLS"),
+    ((socket.gaierror,), "unreachable", "its name cannot be resolved"),
+    ((ConnectionRefusedError,), "unreachable", "connection refused"),
+    ((urllib3.exceptions.ConnectTimeoutError,), "unreachable", "no connection in 10 seconds"),
+    ((urllib3.exceptions.NewConnectionError,), "unreachable", "no route to it"),
+    ((urllib3.exceptions.ReadTimeoutError, TimeoutError), "broken", "no data for too long"),
+    ((urllib3.exceptions.IncompleteRead,), "broken", "the answer ended too early"),
+    ((urllib3.exceptions.ProtocolError, ConnectionError), "broken", "the connection broke"),
+)
+_HINTS: Mapping[FailureKind, str] = {
+    "unreachable": "check the name, the port, the network and the proxy settings",
+    "certificate": "name its CA in SSL_CERT_FILE, or turn TLS verification off if you trust the "
+    "network",
+    "tls": "a registry without TLS needs TLS verification turned off",
+}
+
+
+def _failure(request: Request, error: BaseException, proxy: str | None) -> RequestError:
+    kind, reason = _kind_and_reason(list(_causes(error)))
+    through = f" through the proxy `{redacted(proxy)}`" if proxy else ""
+    host = urlsplit(request.url).netloc.rpartition("@")[2]
+    if kind in ("unreachable", "certificate", "tls"):
+        message = f"cannot reach registry `{host}`{through}: {reason}"
+    else:
+        message = f"{request}{through} failed: {reason}"
+    return RequestError(message, kind=kind, hint=_HINTS.get(kind))
+
+
+def _kind_and_reason(causes: Iterable[BaseException]) -> tuple[FailureKind, str]:
+    for types, kind, reason in _RULES:
+        for cause in causes:
+            if isinstance(cause, types):
+                detail = getattr(cause, "verify_message", "")
+                return kind, f"{reason} ({detail})" if detail else reason
+    # The text of these errors may quote URLs with signatures in them, so only the type is told.
+    return "other", " / ".join(dict.fromkeys(type(cause).__name__ for cause in causes))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    waiting, seen = [error], set[int]()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        linked = (*current.args, getattr(current, "reason", None), current.__cause__)
+        waiting += [link for link in linked if isinstance(link, BaseException)]
+
+
+def final_seconds(size_bytes: int) -> float:
+    """How long to wait for the answer to a PUT of `size_bytes`."""
+    return max(FINAL_SECONDS, size_bytes / SLOW_COMMIT_BYTES_PER_SECOND)

@@ -1,0 +1,72 @@
+"""Removes from the store what nothing refers to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocis2i.errors import OutputError
+from ocis2i.reference import Digest
+from ocis2i.session import dead_builds, remove_leftovers
+from ocis2i.settings import Settings
+from ocis2i.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed: counts, bytes of blobs, and whether a running build kept us from more."""
+
+    builds: int = 0
+    blobs: int = 0
+    layers: int = 0
+    leftovers: int = 0
+    blob_bytes: int = 0
+    busy: bool = False
+
+
+def prune(store: Store, settings: Settings, *, everything: bool = False) -> Pruned:
+    """Removes dead builds, leftovers of killed processes, and blobs and layers out of use.
+
+    `everything` takes all images out first. While a build runs, only dead builds are removed.
+    Raises `OutputError` when something cannot be removed.
+    """
+    search_path = settings.environment.get("PATH")
+    dead = dead_builds(store)
+    with store.alone() as alone:
+        if not alone:
+            _remove(dead, search_path)
+            return Pruned(builds=len(dead), busy=True)
+        if everything:
+            store.forget_images()
+        used = store.referenced()
+        blobs = [path for path in _blobs(store) if _digest(path) not in used]
+        layers = [path for path in _layers(store) if _digest(path) not in used]
+        leftovers = sorted((store.root / "tmp").iterdir())
+        size = sum(path.stat().st_size for path in blobs)
+        for path in blobs:
+            path.unlink()
+        for path in (store.root / "locks").glob("*-*"):
+            path.unlink()
+        _remove([*dead, *layers, *leftovers], search_path)
+        return Pruned(len(dead), len(blobs), len(layers), len(leftovers), size)
+
+
+def _remove(paths: list[Path], search_path: str | None) -> None:
+    left = remove_leftovers(paths, search_path=search_path)
+    if left:
+        raise OutputError(
+            f"`{left[0]}` cannot be removed",
+            hint="its files belong to subordinate ids; see whether /etc/subuid was changed",
+        )
+
+
+def _blobs(store: Store) -> list[Path]:
+    return sorted((store.root / "images/blobs").glob("*/*"))
+
+
+def _layers(store: Store) -> list[Path]:
+    return sorted((store.root / "layers").glob("*/*"))
+
+
+def _digest(path: Path) -> Digest:
+    return Digest(path.name, path.parent.name)

@@ -1,0 +1,196 @@
+"""Events as text for people: plain lines, and on a terminal one live line for each transfer."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from ocis2i.events import Event, Notice, ScriptOutput, StageEnded, StageStarted, Transfer
+from ocis2i.manifest import format_time
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """A stage that is over: when it began and how long it took, in seconds."""
+
+    name: str
+    started: datetime
+    seconds: float
+    ok: bool
+
+    def document(self) -> dict[str, Any]:
+        """As an object of the `--json` document."""
+        return {
+            "name": self.name,
+            "started": format_time(self.started),
+            "seconds": round(self.seconds, 3),
+            "ok": self.ok,
+        }
+
+
+class Recorder:
+    """Passes events on and remembers the stages."""
+
+    def __init__(self, show: Callable[[Event], None], now: Callable[[], datetime]) -> None:
+        self._show = show
+        self._now = now
+        self._open: dict[str, datetime] = {}
+        self.stages: list[StageRecord] = []
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        if isinstance(event, StageStarted):
+            self._open[event.stage] = self._now()
+        elif isinstance(event, StageEnded):
+            started = self._open.pop(event.stage)
+            seconds = (self._now() - started).total_seconds()
+            self.stages.append(StageRecord(event.stage, started, seconds, event.ok))
+        self._show(event)
+
+    def warn(self, message: str) -> None:
+        """Shows a warning."""
+        self._show(Notice("warning", message))
+
+
+_TAIL_LINES = 40
+
+_STAGES = {
+    "fetch": "fetching the source",
+    "pull": "getting the builder",
+    "unpack": "unpacking its layers",
+    "prepare": "preparing the container",
+    "assemble": "assembling",
+    "layer": "writing the layer",
+    "store": "storing the image",
+    "output": "writing",
+    "push": "pushing",
+}
+
+
+class Quiet:
+    """Shows nothing but warnings, and the last lines of a script that failed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        match event:
+            case Notice("warning", message):
+                self._write(f"warning: {message}")
+            case ScriptOutput(_, line):
+                self._tail.append(line)
+            case StageEnded("assemble", False):
+                for line in self._tail:
+                    self._write(line)
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class Lines:
+    """Shows events as lines; a script's output is shown as it came."""
+
+    def __init__(self, stream: TextIO, *, log_level: int) -> None:
+        self._stream = stream
+        self._level = log_level
+        self._console = Console(file=stream, highlight=False, markup=False)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event; from any thread."""
+        with self._lock:
+            match event:
+                case StageStarted(name, detail):
+                    words = _STAGES.get(name, name)
+                    self._line(f"---> {words}" + (f": {detail}" if detail else ""))
+                case ScriptOutput(_, line):
+                    self._line(line)
+                case Notice():
+                    self._notice(event)
+                case Transfer():
+                    self._transfer(event)
+                case StageEnded():
+                    self._end_progress()
+
+    def close(self) -> None:
+        """Takes the live lines off the terminal."""
+        with self._lock:
+            self._end_progress()
+
+    def _line(self, text: str) -> None:
+        if self._progress:
+            self._progress.console.print(text, soft_wrap=True)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _notice(self, notice: Notice) -> None:
+        if notice.level == "warning":
+            self._line(f"warning: {notice.message}")
+        elif self._level >= (1 if notice.level == "info" else 2):
+            self._line(notice.message)
+
+    def _transfer(self, event: Transfer) -> None:
+        if event.state in ("exists", "mounted", "done"):
+            if event.state == "done" and event.digest in self._tasks and self._progress:
+                self._progress.update(self._tasks[event.digest], completed=event.total)
+            elif self._level >= 1:
+                self._line(f"     {event.state} {event.digest[7:19]}")
+            return
+        if not self._console.is_terminal:
+            return
+        if self._progress is None:
+            columns = (
+                TextColumn("     {task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.start()
+        if event.digest not in self._tasks:
+            label = f"{event.state} {event.digest[7:19]}"
+            self._tasks[event.digest] = self._progress.add_task(label, total=event.total)
+        self._progress.update(self._tasks[event.digest], completed=event.done)
+
+    def _end_progress(self) -> None:
+        if self._progress:
+            self._progress.stop()
+        self._progress = None
+        self._tasks.clear()
+
+
+def table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...]) -> str:
+    """Columns of text, as wide as they need; no trailing white space."""
+    lines = [heads, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def human_size(size: int) -> str:
+    """Bytes for people, in powers of 1024."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

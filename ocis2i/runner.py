@@ -1,0 +1,122 @@
+"""What running a script means: the plan, the outcome, and who can carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ocis2i.errors import IsolationError, UsageError
+from ocis2i.s2i import Identity
+
+# What a package manager needs that runs as the container's root: Docker's default set without
+# NET_RAW, MKNOD and AUDIT_WRITE. Any other user gets none.
+ROOT_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+
+OutputLine = Callable[[Literal["stdout", "stderr"], str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """A file or directory of the host (`source`, absolute) at `target` in the container."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    directory: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One process to run in a container: all that any executor has to know."""
+
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    cwd: str
+    identity: Identity
+    mounts: tuple[BindMount, ...] = ()
+    hostname: str = "ocis2i"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How it ended; an `exit_code` of 128 + N stands for signal N, as in a shell."""
+
+    exit_code: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Where a process's output goes: to `line`, or, when that is `None`, to our own streams."""
+
+    line: OutputLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether an executor can work here, and the sentence for people."""
+
+    usable: bool
+    reason: str
+
+
+class RootfsHandle(Protocol):
+    """A mounted, writable tree, as a runner needs it (see `ocis2i.rootfs.Rootfs`)."""
+
+    @property
+    def path(self) -> str:
+        """Where it is mounted, in the agent's mount namespace."""
+
+    @property
+    def build(self) -> str:
+        """The build's own directory, for files that the executor needs."""
+
+
+class Runner(Protocol):
+    """Runs a process in a mounted rootfs."""
+
+    @property
+    def name(self) -> str:
+        """The name that `--isolation` takes."""
+
+    def check(self) -> Availability:
+        """Whether this host has what the runner needs."""
+
+    def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
+        """Runs the process to its end. Raises `IsolationError` when it cannot be started."""
+
+
+def choose(runners: Sequence[Runner], wanted: str | None) -> Runner:
+    """The first usable runner, or the one with the name `wanted`, which then must be usable."""
+    if wanted in (None, "auto"):
+        reasons = []
+        for runner in runners:
+            availability = runner.check()
+            if availability.usable:
+                return runner
+            reasons.append(f"{runner.name}: {availability.reason}")
+        raise IsolationError("no way to run a container here: " + "; ".join(reasons))
+    for runner in runners:
+        if runner.name == wanted:
+            availability = runner.check()
+            if not availability.usable:
+                raise IsolationError(
+                    f"isolation `{wanted}` cannot be used: {availability.reason}",
+                    hint="leave out --isolation to take what works",
+                )
+            return runner
+    known = ", ".join(["auto", *(runner.name for runner in runners)])
+    raise UsageError(f"unknown isolation `{wanted}`", hint=f"there are {known}")

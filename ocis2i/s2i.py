@@ -1,0 +1,426 @@
+"""The S2I contract as values: labels, scripts, paths, environment, users. No input or output.
+
+Names and rules are those of openshift/source-to-image 1.6; where that program has a fault, the
+docstring says what ocis2i does instead.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ocis2i.errors import ImageError, PolicyError, ScriptsError, SourceError, UsageError
+from ocis2i.manifest import ImageConfig, RuntimeConfig, parse_json
+
+LABEL_NAMESPACE = "io.openshift.s2i."
+SCRIPTS_URL_LABELS = ("io.openshift.s2i.scripts-url", "io.s2i.scripts-url")
+DESTINATION_LABELS = ("io.openshift.s2i.destination", "io.s2i.destination")
+ASSEMBLE_USER_LABEL = "io.openshift.s2i.assemble-user"
+ASSEMBLE_RUNTIME_USER_LABEL = "io.openshift.s2i.assemble-runtime-user"
+ASSEMBLE_INPUT_FILES_LABEL = "io.openshift.s2i.assemble-input-files"
+DESCRIPTION_LABEL = "io.k8s.description"
+DISPLAY_NAME_LABEL = "io.k8s.display-name"
+
+SCRIPTS_URL_VARIABLE = "STI_SCRIPTS_URL"
+DESTINATION_VARIABLE = "STI_LOCATION"
+
+DEFAULT_DESTINATION = "/tmp"  # noqa: S108 - a path inside the image, fixed by the contract
+IMAGE_METADATA_PATH = "/tmp/.s2i/image_metadata.json"  # noqa: S108 - likewise
+IMAGE_URL_PREFIX = "image://"
+
+SOURCE_SCRIPT_DIRECTORIES = (".s2i/bin", ".sti/bin")
+SCRIPT_NAMES = ("assemble", "run", "save-artifacts", "assemble-runtime", "usage")
+REQUIRED_SCRIPTS = ("assemble", "run")
+ENVIRONMENT_PATH = ".s2i/environment"
+
+LABEL_SIZE_LIMIT = 10240
+METADATA_SIZE_LIMIT = 1 << 20
+ID_LIMIT = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a builder image promises.
+
+    `scripts_url` is as the image has it, an `image://` one cleaned to `image:///absolute/directory`;
+    `destination` is absolute. `deprecated` holds a sentence for each outdated word that was used.
+    """
+
+    scripts_url: str | None
+    destination: str = DEFAULT_DESTINATION
+    assemble_user: str | None = None
+    deprecated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Where a source came from; empty text where it is not known.
+
+    `location` carries no credentials, `author` is `Name <mail>`, `date` has git's default form,
+    `commit_time` is in seconds since 1970.
+    """
+
+    location: str = ""
+    ref: str = ""
+    commit_id: str = ""
+    author: str = ""
+    date: str = ""
+    message: str = ""
+    context_dir: str = ""
+    commit_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentFile:
+    """Variables of `.s2i/environment`, and the lines in it that are neither that nor comments."""
+
+    values: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UserSpec:
+    """`user[:group]` as it was written; each a name or a number, `user` may be empty (root)."""
+
+    user: str
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a process is; `groups` are the supplementary ones, `name` is empty without an entry."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+    name: str = ""
+
+
+# --- what the builder promises ----------------------------------------------------------------
+
+
+def read_contract(config: ImageConfig) -> Contract:
+    """The contract of a builder image, from its labels and, for old ones, its environment."""
+    runtime = config.runtime
+    used: list[str] = []
+    url = _promise(runtime, SCRIPTS_URL_LABELS, SCRIPTS_URL_VARIABLE, used)
+    destination = _promise(runtime, DESTINATION_LABELS, DESTINATION_VARIABLE, used)
+    return Contract(
+        scripts_url=clean_scripts_url(url) if url else None,
+        destination=absolute_path(destination or DEFAULT_DESTINATION, runtime.working_dir),
+        assemble_user=runtime.labels.get(ASSEMBLE_USER_LABEL) or None,
+        deprecated=tuple(used),
+    )
+
+
+def _promise(
+    runtime: RuntimeConfig, labels: tuple[str, str], variable: str, used: list[str]
+) -> str | None:
+    current, old = labels
+    if value := runtime.labels.get(current, "").strip():
+        return value
+    if value := runtime.labels.get(old, "").strip():
+        used.append(f"the builder's label `{old}` is deprecated, it should be `{current}`")
+        return value
+    if value := runtime.environment.get(variable, "").strip():
+        used.append(f"the builder's variable `{variable}` is deprecated, use label `{current}`")
+        return value
+    return None
+
+
+def clean_scripts_url(url: str) -> str:
+    """`image:` URLs as `image:///directory`, without double or trailing slashes; others as is.
+
+    `image://usr/libexec/s2i` was meant absolute: upstream only strips the prefix and joins.
+    """
+    directory = image_directory(url)
+    return url if directory is None else f"{IMAGE_URL_PREFIX}{directory}"
+
+
+def image_directory(url: str) -> str | None:
+    """The absolute directory inside the image that an `image:` URL names; None for other URLs."""
+    if not url.startswith(IMAGE_URL_PREFIX):
+        return None
+    return absolute_path(url.removeprefix(IMAGE_URL_PREFIX))
+
+
+def absolute_path(path: str, below: str = "/") -> str:
+    """`path` cleaned and absolute, a relative one taken below `below`."""
+    joined = posixpath.join("/", below, path)
+    return "/" + posixpath.normpath(joined).lstrip("/")
+
+
+# --- environment ------------------------------------------------------------------------------
+
+
+def parse_environment_file(text: str) -> EnvironmentFile:
+    """Reads `.s2i/environment` line by line, as source-to-image's `pkg/scripts/environment.go`.
+
+    A comment has `#` as its very first character; a line is split at its first `=`, both sides
+    lose white space; quotes and `export` mean nothing; of a name written twice the last counts.
+    Raises `SourceError` for a NUL byte, which no environment can hold.
+    """
+    if "\0" in text:
+        raise SourceError(f"`{ENVIRONMENT_PATH}` holds a NUL byte", hint="is it a text file?")
+    values: dict[str, str] = {}
+    skipped: list[str] = []
+    for line in text.split("\n"):
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if line.startswith("#") or not line.strip():
+            continue
+        if equals and name:
+            values[name] = value
+        else:
+            skipped.append(line.strip())
+    return EnvironmentFile(values, tuple(skipped))
+
+
+def parse_variable(text: str) -> tuple[str, str]:
+    """Reads `NAME=VALUE` of `--env`; raises `UsageError`."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise UsageError(f"invalid variable `{text}`", hint="write it as NAME=VALUE")
+    if "\0" in text:
+        raise UsageError(f"the value of variable `{name}` holds a NUL byte")
+    return name, value
+
+
+def merge_environment(image_env: Sequence[str], *layers: Mapping[str, str]) -> tuple[str, ...]:
+    """The environment of the result: the user's variables first, then the image's others.
+
+    Later `layers` win over earlier ones, all win over `image_env`. Each name is there once, at
+    the place of its first mention with its last value.
+    """
+    users: dict[str, str] = {}
+    for layer in layers:
+        users |= layer
+    images: dict[str, str] = {}
+    for entry in image_env:
+        images[entry.partition("=")[0]] = entry
+    kept = (entry for name, entry in images.items() if name not in users)
+    return (*(f"{name}={value}" for name, value in users.items()), *kept)
+
+
+# --- the result's config ----------------------------------------------------------------------
+
+
+# What Docker's commit does not take over from the base, and fields that only a container has.
+_CONTAINER_ONLY = frozenset(
+    "Shell StopTimeout ArgsEscaped Domainname Hostname AttachStdin AttachStdout AttachStderr "
+    "Tty OpenStdin StdinOnce Image MacAddress NetworkDisabled".split()
+)
+
+
+def result_config(
+    base: RuntimeConfig,
+    *,
+    run_script: str,
+    environment: Sequence[str],
+    labels: Mapping[str, str],
+) -> RuntimeConfig:
+    """How a container of the result starts: `Cmd` is the run script alone, no `Entrypoint`.
+
+    `User`, `WorkingDir`, ports, volumes, stop signal, health check and unknown fields are the
+    base's; `OnBuild` and Docker's container-only fields are dropped. Raises `ScriptsError` when
+    `run_script` is not an absolute path.
+    """
+    if not run_script.startswith("/"):
+        raise ScriptsError(f"the run script `{run_script}` is not an absolute path in the image")
+    return replace(
+        base,
+        cmd=(run_script,),
+        entrypoint=None,
+        env=tuple(environment),
+        labels=dict(labels),
+        on_build=(),
+        extra={name: value for name, value in base.extra.items() if name not in _CONTAINER_ONLY},
+    )
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+
+def generated_labels(
+    info: SourceInfo | None,
+    *,
+    builder: str,
+    tag: str | None = None,
+    description: str | None = None,
+    application_name: str | None = None,
+    namespace: str = LABEL_NAMESPACE,
+) -> dict[str, str]:
+    """The labels that a build writes by itself; those without a value are left out.
+
+    `builder` is the normalised name, `tag` the name of the result as it was typed.
+    """
+    build = f"{namespace}build."
+    source = info or SourceInfo()
+    labels = {
+        DESCRIPTION_LABEL: description,
+        DISPLAY_NAME_LABEL: application_name or tag,
+        f"{build}image": builder,
+        f"{build}commit.author": source.author,
+        f"{build}commit.date": source.date,
+        f"{build}commit.id": source.commit_id,
+        f"{build}commit.ref": source.ref,
+        f"{build}commit.message": source.message,
+        f"{build}source-location": redact_url(source.location),
+        f"{build}source-context-dir": source.context_dir,
+    }
+    return {key: value for key, value in labels.items() if value}
+
+
+def check_label_size(labels: Mapping[str, str]) -> None:
+    """Raises `PolicyError` when keys and values, inherited ones too, exceed 10240 bytes in all."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in labels.items())
+    if size > LABEL_SIZE_LIMIT:
+        largest = max(labels, key=lambda key: len(labels[key]))
+        raise PolicyError(
+            f"the labels have {size} bytes, the limit is {LABEL_SIZE_LIMIT}",
+            hint=f"the largest is `{largest}`; labels of the base image count as well",
+        )
+
+
+def parse_image_metadata(data: bytes) -> dict[str, str]:
+    """The labels in `/tmp/.s2i/image_metadata.json`, of a key written twice the last.
+
+    Its form is `{"labels": [{"KEY": "VALUE", ...}, ...]}`. Raises `ImageError` for any other,
+    where upstream crashes.
+    """
+    what = f"`{IMAGE_METADATA_PATH}`"
+    hint = 'assemble must write it as {"labels": [{"KEY": "VALUE"}]}'
+    if len(data) > METADATA_SIZE_LIMIT:
+        raise _bad_metadata(f"{what} has {len(data)} bytes, at most {METADATA_SIZE_LIMIT} are read")
+    try:
+        document = parse_json(data, what)
+    except ImageError as error:
+        raise _bad_metadata(error.message, hint) from error
+    entries = document.get("labels")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise _bad_metadata(f"`labels` in {what} is not a list of objects", hint)
+    labels: dict[str, str] = {}
+    for key, value in _items(entries):
+        if not key or not isinstance(value, str):
+            raise _bad_metadata(f"label `{key}` in {what} has no text as its value", hint)
+        labels[key] = value
+    return labels
+
+
+def _items(entries: Iterable[Mapping[str, object]]) -> Iterable[tuple[str, object]]:
+    return (item for entry in entries for item in entry.items())
+
+
+def _bad_metadata(message: str, hint: str | None = None) -> ImageError:
+    return ImageError(message, hint=hint, reason="GenericS2IBuildFailed")
+
+
+_USER_INFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://([^/\s?#'\"]*)@")
+_SCP_PASSWORD = re.compile(r"^([^@/:]*):[^@/]*@(?=[^/]*:)")
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&][^=&#\s]*(?:token|passw|secret|key|auth|sig)[^=&#\s]*=)[^&#\s'\"]*"
+)
+
+
+def redact_url(text: str) -> str:
+    """A URL, or text with URLs in it, without user names, passwords and tokens.
+
+    The user name of an ssh URL stays: it is part of the address and no secret.
+    """
+    text = _USER_INFO.sub(_without_secret, text)
+    text = _SCP_PASSWORD.sub(r"\1@", text)
+    return _SECRET_PARAMETER.sub(r"\1redacted", text)
+
+
+def _without_secret(match: re.Match[str]) -> str:
+    scheme, user_info = match.groups()
+    user = user_info.partition(":")[0]
+    return f"{scheme}://{user}@" if scheme.lower() == "ssh" and user else f"{scheme}://"
+
+
+# --- users ------------------------------------------------------------------------------------
+
+
+def parse_user(text: str) -> UserSpec:
+    """Reads `name|uid[:group|gid]`; an empty user is root, as Docker has it.
+
+    Raises `UsageError` for white space, a second colon, or a number over 2147483647.
+    """
+    user, colon, group = text.partition(":")
+    if ":" in group or re.search(r"[\s\0]", text) or (colon and not group):
+        raise UsageError(f"invalid user `{text}`", hint="write it as USER or USER:GROUP")
+    for part in (user, group):
+        if (number := _number(part)) is not None and number > ID_LIMIT:
+            raise UsageError(f"invalid user `{text}`: `{part}` is more than {ID_LIMIT}")
+    return UserSpec(user, group or None)
+
+
+def resolve_user(text: str, passwd: str, group: str) -> Identity:
+    """Who `text` is in an image with these `/etc/passwd` and `/etc/group`, by Docker's rules.
+
+    A number is always an id. Without an entry in passwd its group is 0 and its home `/`.
+    Supplementary groups count only when no group was given (`GetExecUser` of moby/sys/user).
+    Raises `ImageError` for a name that is not there.
+    """
+    spec = parse_user(text)
+    number = _number(spec.user) if spec.user else 0
+    entry = _find_passwd(spec.user, number, passwd)
+    if entry is None and number is None:
+        raise ImageError(
+            f"no user `{spec.user}` in the image's /etc/passwd",
+            hint="give the number of the user, such as --assemble-user 1001",
+        )
+    identity = entry or Identity(number or 0, 0)
+    if spec.group is not None:
+        return _checked(text, replace(identity, gid=_group_id(spec.group, group)))
+    members = (
+        (gid for _, gid, names in _groups(group) if identity.name in names) if identity.name else ()
+    )
+    return _checked(text, replace(identity, groups=tuple(dict.fromkeys(members))))
+
+
+def _find_passwd(user: str, number: int | None, passwd: str) -> Identity | None:
+    for line in passwd.splitlines():
+        name, _, uid_text, gid_text, _, home, *_ = [*line.strip().split(":"), *[""] * 6]
+        uid, gid = _number(uid_text), _number(gid_text)
+        if uid is None or gid is None:
+            continue
+        if uid == number if number is not None else name == user:
+            return Identity(uid, gid, (), home or "/", name)
+    return None
+
+
+def _group_id(wanted: str, group: str) -> int:
+    number = _number(wanted)
+    if number is not None:
+        return number
+    for name, gid, _ in _groups(group):
+        if name == wanted:
+            return gid
+    raise ImageError(
+        f"no group `{wanted}` in the image's /etc/group", hint="give the number of the group"
+    )
+
+
+def _groups(text: str) -> Iterable[tuple[str, int, list[str]]]:
+    for line in text.splitlines():
+        name, _, gid_text, members, *_ = [*line.strip().split(":"), *[""] * 4]
+        gid = _number(gid_text)
+        if gid is not None:
+            yield name, gid, members.split(",")
+
+
+def _checked(text: str, identity: Identity) -> Identity:
+    for number in (identity.uid, identity.gid, *identity.groups):
+        if number > ID_LIMIT:
+            raise ImageError(f"user `{text}` has id {number} in the image, over {ID_LIMIT}")
+    return identity
+
+
+def _number(text: str) -> int | None:
+    # More digits than any id has are no number to Python's converter either (its limit is 4300).
+    if not re.fullmatch(r"[0-9]{1,4000}", text):
+        return None
+    return int(text)

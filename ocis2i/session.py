@@ -1,0 +1,91 @@
+"""A build's own directory and agent, and their end: nothing stays behind, however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocis2i.errors import Ocis2iError
+from ocis2i.fs import Lock, remove_tree
+from ocis2i.isolation.agent import Agent, agent
+from ocis2i.isolation.builtin import Builtin
+from ocis2i.isolation.runc import Runc
+from ocis2i.runner import BindMount, Runner, choose
+from ocis2i.settings import Settings
+from ocis2i.store import Store
+
+_RESOLVER = "resolv.conf"
+_HOSTS = "hosts"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a build or a run works with: its directory and its agent."""
+
+    agent: Agent
+    directory: Path
+    search_path: str | None
+
+    def runner(self, wanted: str | None) -> Runner:
+        """The executor to use; see `ocis2i.runner.choose`."""
+        runners: list[Runner] = [
+            Runc(self.agent, search_path=self.search_path),
+            Builtin(self.agent),
+        ]
+        return choose(runners, wanted)
+
+    def network_files(self) -> tuple[BindMount, ...]:
+        """Name resolution as the host has it, for a container in the host's network."""
+        mounts = []
+        for name in (_RESOLVER, _HOSTS):
+            copy = self.directory / name
+            try:
+                copy.write_bytes(Path("/etc", name).read_bytes())
+            except FileNotFoundError:
+                copy.write_bytes(b"")
+            mounts.append(BindMount(str(copy), f"/etc/{name}", read_only=True, directory=False))
+        return tuple(mounts)
+
+
+@contextmanager
+def session(store: Store, settings: Settings) -> Iterator[Session]:
+    """A new session in `store`. Call from the main thread (see `isolation.agent.agent`)."""
+    search_path = settings.environment.get("PATH")
+    with store.in_use(), store.new_build() as (directory, lock):
+        try:
+            with agent(search_path=search_path, keep_open=(lock.fileno(),)) as running:
+                yield Session(running, directory, search_path)
+                running.request("release", build=str(directory))
+                running.request("remove", parent=str(directory.parent), name=directory.name)
+        except BaseException:
+            remove_leftovers([directory], search_path=search_path)
+            raise
+
+
+def remove_leftovers(paths: Sequence[Path], *, search_path: str | None) -> list[Path]:
+    """Removes trees that may belong to subordinate ids; returns those that could not be."""
+    left = [path for path in paths if not remove_tree(path)]
+    if not left:
+        return []
+    try:
+        with agent(search_path=search_path) as running:
+            for path in left:
+                running.request("remove", parent=str(path.parent), name=path.name)
+    except Ocis2iError:
+        return [path for path in left if path.exists()]
+    return []
+
+
+def dead_builds(store: Store) -> list[Path]:
+    """Directories of builds whose process is gone."""
+    dead = []
+    for directory in sorted((store.root / "builds").iterdir()):
+        lock = Lock(directory / "lock")
+        try:
+            if lock.acquire(wait=False):
+                dead.append(directory)
+        finally:
+            lock.release()
+    return dead

@@ -1,0 +1,77 @@
+"""The settings of one invocation, read once from the environment and handed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ocis2i.errors import UsageError
+
+# A layer that unpacks to more is taken for a bomb; real ones stay far below.
+DEFAULT_LAYER_LIMIT = 32 << 30
+# 9999-12-31T23:59:59Z, the last time that RFC 3339 can write.
+LAST_SECOND = 253402300799
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where things are and what the environment asks for.
+
+    `environment` is the whole environment of the caller; programs that ocis2i starts get a built
+    one, made of the few variables they need (`program_environment`).
+    """
+
+    store_root: Path
+    home: Path
+    source_date_epoch: int | None = None
+    layer_limit: int = DEFAULT_LAYER_LIMIT
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], *, root: str | None = None) -> Settings:
+        """Reads `OCIS2I_ROOT`, `OCIS2I_LAYER_LIMIT`, `XDG_DATA_HOME`, `HOME` and
+        `SOURCE_DATE_EPOCH`.
+
+        `root` (a flag) wins over the environment. Raises `UsageError`.
+        """
+        home = Path(environ.get("HOME") or "/")
+        data = Path(environ.get("XDG_DATA_HOME") or home / ".local/share")
+        chosen = root or environ.get("OCIS2I_ROOT")
+        store_root = Path(chosen).absolute() if chosen else data / "ocis2i"
+        limit = _number(environ, "OCIS2I_LAYER_LIMIT", "bytes", 1 << 62)
+        return cls(
+            store_root,
+            home,
+            _number(environ, "SOURCE_DATE_EPOCH", "seconds since 1970", LAST_SECOND),
+            DEFAULT_LAYER_LIMIT if limit is None else limit,
+            dict(environ),
+        )
+
+    def program_environment(self, **more: str) -> dict[str, str]:
+        """What a helper program (git, a credential helper) gets to see of the environment."""
+        kept = {
+            name: value
+            for name, value in self.environment.items()
+            if name in _PASSED_ON or name.startswith(("GIT_", "SSH_", "LC_"))
+        }
+        return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"} | kept | more
+
+
+_PASSED_ON = frozenset(
+    "PATH HOME USER LOGNAME LANG TMPDIR XDG_CONFIG_HOME XDG_RUNTIME_DIR XDG_CACHE_HOME "
+    "DOCKER_CONFIG REGISTRY_AUTH_FILE "
+    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
+    "SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE".split()
+)
+
+
+def _number(environ: Mapping[str, str], name: str, unit: str, largest: int) -> int | None:
+    text = environ.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) > largest:
+        raise UsageError(
+            f"{name} is `{text}`", hint=f"it must be a number of {unit}, {largest} at most"
+        )
+    return int(text)

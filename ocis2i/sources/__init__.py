@@ -1,0 +1,262 @@
+"""The application's source: which kind it is, and how it gets into a build.
+
+The grammar of a source, and what becomes of it, follow source-to-image (`pkg/scm`); a fragment
+(`#ref`) counts, while that program's command line ignores it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import urllib.parse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ocis2i.errors import SourceError
+from ocis2i.events import Notice, Report
+from ocis2i.s2i import SourceInfo as SourceInfo
+from ocis2i.s2i import redact_url
+from ocis2i.settings import Settings
+from ocis2i.sources.git import TRANSPORTS, check_ref, fetch_repository, find_git
+from ocis2i.sources.git import GitSource as GitSource
+from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
+from ocis2i.sources.ignore import compile_exclude
+from ocis2i.sources.local import DirSource as DirSource
+from ocis2i.sources.local import fetch_directory, shown
+
+Source = GitSource | DirSource
+
+_SCHEME = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*):(.*)\Z", re.DOTALL)
+_SCP = re.compile(r"(?:([^@/]*)@)?([^/]*):(.*)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTree:
+    """A source that is there: `root` is the directory whose content becomes `src`."""
+
+    root: Path
+    info: SourceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    ref: str | None
+    context_dir: str
+    copy: bool
+    exclude: str
+    keep_symlinks: bool
+    ignore_submodules: bool
+
+
+def fetch(source: Source, into: Path, *, settings: Settings, report: Report) -> SourceTree:
+    """Puts `source` into the existing empty directory `into`. Raises `SourceError`.
+
+    A clone is made beside `into` first. The S2I scripts of the source are there whatever
+    `.s2iignore` and `--exclude` say; `scripts.resolve` takes them away.
+    """
+    try:
+        info = _fetch(source, into, settings, report)
+    except OSError as error:
+        raise SourceError(f"cannot fetch the source: {error.strerror or error}") from error
+    return SourceTree(into, info)
+
+
+def _fetch(source: Source, into: Path, settings: Settings, report: Report) -> SourceInfo:
+    match source:
+        case DirSource():
+            return fetch_directory(source, into, report)
+        case GitSource():
+            program = find_git(settings)
+            if program is not None:
+                return fetch_repository(
+                    source, into, program=program, settings=settings, report=report
+                )
+            return fetch_directory(_as_directory(source, report), into, report)
+
+
+def _as_directory(source: GitSource, report: Report) -> DirSource:
+    if source.local is None or source.ref is not None or not _has_git_entry(source.local):
+        raise SourceError(
+            f"`{shown(redact_url(source.url))}` needs the program `git`, which is not installed",
+            hint="install git, or give a directory",
+        )
+    report(
+        Notice(
+            "warning",
+            f"`git` is not installed: `{shown(str(source.local))}` is copied as it is, "
+            "with what is not committed",
+        )
+    )
+    return DirSource(source.local, source.url, source.context_dir, source.exclude)
+
+
+# --- reading what the user typed --------------------------------------------------------------
+
+
+def parse_source(
+    text: str,
+    *,
+    cwd: Path,
+    ref: str | None = None,
+    context_dir: str | None = None,
+    copy: bool = False,
+    exclude: str = DEFAULT_EXCLUDE,
+    keep_symlinks: bool = False,
+    ignore_submodules: bool = False,
+) -> Source:
+    """Decides what `text` is: a git URL, `host:path` as scp writes it, or a local directory.
+
+    A directory with `.git` in it, or a bare repository, is cloned unless `copy` is set; any other
+    is copied. `ref` wins over `#ref`. A relative path starts at `cwd`. Raises `SourceError` for
+    what is neither, and `UsageError` for an `exclude` that is no regular expression.
+    """
+    compile_exclude(exclude)
+    options = _Options(
+        ref or None,
+        _clean_context(context_dir or ""),
+        copy,
+        exclude,
+        keep_symlinks,
+        ignore_submodules,
+    )
+    check_ref(options.ref)
+    if text in ("", "-"):
+        what = "reading the source from standard input" if text else "a build without a source"
+        raise SourceError(f"{what} is not supported yet", hint="give a directory or a git URL")
+    scheme = _SCHEME.match(text)
+    if scheme and not (cwd / text).is_dir():
+        return _parse_url(text, scheme[1].lower(), scheme[2], cwd, options)
+    before, _, fragment = text.partition("#")
+    if _SCP.match(before) and not (cwd / text).is_dir():
+        return _parse_scp(text, options)
+    if fragment and not (cwd / text).exists():
+        return _parse_path(cwd / before, before, _with_fragment(options, fragment))
+    return _parse_path(cwd / text, text, options)
+
+
+def _parse_url(text: str, scheme: str, rest: str, cwd: Path, options: _Options) -> Source:
+    if rest.startswith(":"):
+        raise _refused_transport(text, f"{scheme}::")
+    if scheme not in TRANSPORTS:
+        if rest.startswith("//"):
+            raise _refused_transport(text, f"{scheme}://")
+        # `myhost:path` reads like a scheme, but git knows no such one and uses ssh.
+        return _parse_scp(text, options)
+    url, _, fragment = text.partition("#")
+    options = _with_fragment(options, fragment)
+    if scheme == "file":
+        return _parse_file_url(url, cwd, options)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError as error:
+        raise SourceError(
+            f"invalid URL `{shown(redact_url(url))}`: {error}",
+            hint="`host:path`, without a scheme, is the other way to write an ssh address",
+        ) from error
+    if not rest.startswith("//") or not host:
+        raise SourceError(f"the URL `{shown(redact_url(url))}` names no host")
+    _refuse_option(host, url)
+    _refuse_option(parts.username or "", url)
+    return _git_source(url, options)
+
+
+def _parse_file_url(url: str, cwd: Path, options: _Options) -> Source:
+    rest = url.partition(":")[2]
+    path = rest.removeprefix("//") if rest.startswith("//") else rest
+    if not path.startswith("/"):
+        raise SourceError(
+            f"the URL `{shown(url)}` names a host", hint="write file:///absolute/path"
+        )
+    return _parse_path(cwd / urllib.parse.unquote(path), url, options)
+
+
+def _parse_scp(text: str, options: _Options) -> GitSource:
+    url, _, fragment = text.partition("#")
+    user, _, host_and_path = url.rpartition("@") if "@" in url.partition(":")[0] else ("", "", url)
+    host, _, path = host_and_path.partition(":")
+    if not host or not path:
+        raise _neither(text)
+    for part in (user, host, path):
+        _refuse_option(part, url)
+    return _git_source(url, _with_fragment(options, fragment))
+
+
+def _parse_path(path: Path, typed: str, options: _Options) -> Source:
+    if not path.is_dir():
+        if path.exists():
+            raise SourceError(
+                f"the source `{shown(typed)}` is a file; binaries and archives are not "
+                "supported yet",
+                hint="give a directory or a git URL",
+            )
+        raise _neither(typed)
+    if not options.copy and (_has_git_entry(path) or _is_bare(path)):
+        url = typed if typed.startswith("file:") else str(path.absolute())
+        return _git_source(url, options, local=path.absolute())
+    if options.ref is not None:
+        # Upstream builds the directory as it is, whatever --ref says.
+        raise SourceError(
+            f"ref `{shown(options.ref)}` was asked for, but `{shown(typed)}` is "
+            + ("copied as it is" if options.copy else "no git repository"),
+            hint="leave out --copy" if options.copy else "leave out the ref",
+        )
+    return DirSource(
+        path.absolute(), typed, options.context_dir, options.exclude, options.keep_symlinks
+    )
+
+
+def _git_source(url: str, options: _Options, *, local: Path | None = None) -> GitSource:
+    return GitSource(
+        url,
+        options.ref,
+        options.context_dir,
+        options.ignore_submodules,
+        options.exclude,
+        local,
+    )
+
+
+def _with_fragment(options: _Options, fragment: str) -> _Options:
+    if options.ref is not None or not fragment:
+        return options
+    check_ref(fragment)
+    return replace(options, ref=fragment)
+
+
+def _clean_context(text: str) -> str:
+    cleaned = posixpath.normpath(text.lstrip("/") or ".")
+    if cleaned == ".." or cleaned.startswith("../") or "\0" in text:
+        raise SourceError(
+            f"the context directory `{shown(text)}` leads out of the source",
+            hint="--context-dir is relative to the root of the source",
+        )
+    return "" if cleaned == "." else cleaned
+
+
+def _has_git_entry(path: Path) -> bool:
+    return (path / ".git").exists()
+
+
+def _is_bare(path: Path) -> bool:
+    return (path / "HEAD").is_file() and (path / "objects").is_dir() and (path / "refs").is_dir()
+
+
+def _refuse_option(part: str, url: str) -> None:
+    # ssh would take a host, user or path with a dash for an option (CVE-2017-1000117).
+    if part.startswith("-"):
+        raise SourceError(f"invalid URL `{shown(redact_url(url))}`: `{shown(part)}` is an option")
+
+
+def _refused_transport(text: str, name: str) -> SourceError:
+    return SourceError(
+        f"`{name}` in `{shown(redact_url(text))}` is no transport that ocis2i lets git use",
+        hint=f"known are {', '.join(TRANSPORTS)} and user@host:path",
+    )
+
+
+def _neither(text: str) -> SourceError:
+    return SourceError(
+        f"the source `{shown(redact_url(text))}` is neither a directory nor a git URL",
+        hint="a path must exist; a URL looks like https://host/project.git or git@host:project.git",
+    )

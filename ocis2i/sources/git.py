@@ -1,0 +1,357 @@
+"""Fetches a source by the `git` program: clone, check out, submodules, and what the commit says.
+
+git's exit status decides; its words only become part of a message, or choose a hint. It runs with
+a built environment in which no variable of a repository around us is left, never asks at the
+terminal, and speaks only the transports listed here.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ocis2i import proc
+from ocis2i.errors import SourceError
+from ocis2i.events import Notice, Report
+from ocis2i.s2i import SourceInfo, redact_url
+from ocis2i.settings import Settings
+from ocis2i.sources.ignore import DEFAULT_EXCLUDE
+from ocis2i.sources.local import CopyOrder, copy_tree, shown
+
+TRANSPORTS = ("https", "http", "ssh", "git", "file")
+TIMEOUT_SECONDS = 30 * 60.0
+QUESTION_SECONDS = 120.0
+
+# What `git rev-parse --local-env-vars` lists, and what else ties git to a repository around us.
+# GIT_CONFIG_COUNT stays: continuous integration hands over credentials with it.
+_OF_A_REPOSITORY = frozenset(
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_CONFIG GIT_CONFIG_PARAMETERS GIT_OBJECT_DIRECTORY "
+    "GIT_DIR GIT_WORK_TREE GIT_IMPLICIT_WORK_TREE GIT_GRAFT_FILE GIT_INDEX_FILE GIT_COMMON_DIR "
+    "GIT_NO_REPLACE_OBJECTS GIT_REPLACE_REF_BASE GIT_PREFIX GIT_SHALLOW_FILE GIT_NAMESPACE "
+    "GIT_INTERNAL_SUPER_PREFIX GIT_QUARANTINE_PATH GIT_TEMPLATE_DIR GIT_EXTERNAL_DIFF "
+    "GIT_PAGER GIT_EDITOR".split()
+)
+_FULL_ID = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?\Z")
+_FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class GitSource:
+    """A git repository; `url` carries no fragment, `local` is its path when it is on this host."""
+
+    url: str
+    ref: str | None = None
+    context_dir: str = ""
+    ignore_submodules: bool = False
+    exclude: str = DEFAULT_EXCLUDE
+    local: Path | None = None
+
+
+def check_ref(ref: str | None) -> None:
+    """Raises `SourceError` for a ref that git would take for an option, or that cannot be one."""
+    if ref is None:
+        return
+    if ref.startswith("-") or _FORBIDDEN_IN_REF.search(ref):
+        raise SourceError(f"invalid ref `{shown(ref)}`", hint="give a branch, a tag or a commit id")
+
+
+def find_git(settings: Settings) -> str | None:
+    """The path of the `git` program."""
+    return proc.find_program("git", settings.environment.get("PATH"))
+
+
+def fetch_repository(
+    source: GitSource, into: Path, *, program: str, settings: Settings, report: Report
+) -> SourceInfo:
+    """Puts the committed content of `source` into the empty directory `into`.
+
+    The clone is made beside `into` and is gone afterwards. Raises `SourceError`.
+    """
+    check_ref(source.ref)
+    with tempfile.TemporaryDirectory(
+        dir=into.parent, prefix="clone-", ignore_cleanup_errors=True
+    ) as scratch:
+        environment = _environment(settings, Path(scratch), local=source.local is not None)
+        git = _Git(program, environment, Path(scratch) / "source", redact_url(source.url))
+        if source.local:
+            _warn_of_uncommitted(source.local, git, settings, report)
+        _clone(git, source)
+        _check_out(git, source.ref)
+        if not source.ignore_submodules:
+            _fetch_submodules(git)
+        info = _describe(git, source)
+        order = CopyOrder(source.context_dir, source.exclude, links="unfold", checkout=True)
+        copy_tree(git.directory, into, order, report)
+    return info
+
+
+# --- running git ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Git:
+    program: str
+    environment: Mapping[str, str]
+    directory: Path
+    url: str
+
+    def run(self, *arguments: str, timeout_seconds: float = QUESTION_SECONDS) -> proc.Finished:
+        """git in the clone, or beside it before there is one."""
+        return proc.run(
+            [self.program, "-c", "advice.detachedHead=false", *arguments],
+            environment=self.environment,
+            timeout_seconds=timeout_seconds,
+            cwd=self.directory if self.directory.exists() else self.directory.parent,
+        )
+
+    def do(self, doing: str, *arguments: str) -> None:
+        """A step that has to succeed; raises `SourceError` saying what could not be done."""
+        finished = self.run(*arguments, timeout_seconds=TIMEOUT_SECONDS)
+        if finished.exit_code:
+            raise _failure(f"cannot {doing}", finished)
+
+    def ask(self, *arguments: str) -> str:
+        """What git answers; empty text when it does not know."""
+        finished = self.run(*arguments)
+        return finished.text if finished.exit_code == 0 else ""
+
+
+_TIMED_OUT = 124
+_HINTS = (
+    (
+        r"could not read (Username|Password)|terminal prompts disabled|Authentication failed"
+        r"|Permission denied \(|\b40[13]\b",
+        "it needs credentials: set up a git credential helper or an ssh key that asks nothing",
+    ),
+    (r"Host key verification failed", "add the host's key to ~/.ssh/known_hosts"),
+    (
+        r"Could not resolve|unable to connect|Connection (refused|timed out)|Failed to connect"
+        r"|unable to access",
+        "check the name of the host, the network, and the proxy settings",
+    ),
+    (
+        r"transport '\w+' not allowed",
+        "git clones no submodules from local paths unless `git config --global "
+        "protocol.file.allow always` is set; --ignore-submodules leaves them out",
+    ),
+    (r"not found|does not exist|does not appear", "check the URL; does the repository exist?"),
+)
+
+
+# What git adds to every failure of ssh, after the line that says what it was.
+_BOILERPLATE = (
+    "fatal: Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+)
+
+
+def _complaint(finished: proc.Finished) -> str:
+    """The last lines that git, or ssh below it, printed; made safe to show."""
+    lines = [line.strip() for line in finished.stderr.decode(errors="replace").splitlines()]
+    telling = [line for line in lines if line and line not in _BOILERPLATE]
+    return shown(redact_url("; ".join(telling[-4:] or _BOILERPLATE[:1])))
+
+
+def _failure(what: str, finished: proc.Finished) -> SourceError:
+    complaint = _complaint(finished)
+    if finished.exit_code == _TIMED_OUT:
+        return SourceError(f"{what}: git took longer than {TIMEOUT_SECONDS / 60:.0f} minutes")
+    hint = next((hint for words, hint in _HINTS if re.search(words, complaint)), None)
+    return SourceError(
+        f"{what}: git ended with status {finished.exit_code}: {complaint}", hint=hint
+    )
+
+
+def _environment(settings: Settings, scratch: Path, *, local: bool) -> dict[str, str]:
+    """git's environment. For a local repository, ownership is not asked about.
+
+    git refuses to clone a repository of another user (CVE-2022-24765), as a mounted source often
+    is one. The danger is in commands that a repository's own configuration names; the program that
+    serves a clone runs none of those. So the question is off for clone and fetch, and only there:
+    `_warn_of_uncommitted` asks as git usually does. A `-c` option does not reach the serving
+    program, a global configuration does; the user's own one is included in it.
+    """
+    environment = {
+        name: value
+        for name, value in settings.program_environment(
+            GIT_TERMINAL_PROMPT="0", GIT_OPTIONAL_LOCKS="0", LC_ALL="C.UTF-8"
+        ).items()
+        if name not in _OF_A_REPOSITORY
+    }
+    environment["GIT_ALLOW_PROTOCOL"] = _allowed(settings, TRANSPORTS)
+    if local:
+        configuration = scratch / "config"
+        usual = (
+            settings.environment.get("XDG_CONFIG_HOME") or str(settings.home / ".config")
+        ) + "/git/config"
+        own = environment.get("GIT_CONFIG_GLOBAL")
+        included = [own] if own else [usual, str(settings.home / ".gitconfig")]
+        lines = [f"[include]\n\tpath = {_quoted(path)}\n" for path in included]
+        text = "".join((*lines, "[safe]\n\tdirectory = *\n"))
+        configuration.write_bytes(text.encode(errors="surrogateescape"))
+        environment["GIT_CONFIG_GLOBAL"] = str(configuration)
+    return environment
+
+
+def _quoted(path: str) -> str:
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _allowed(settings: Settings, transports: tuple[str, ...]) -> str:
+    # What the user forbids stays forbidden; helpers such as `ext::`, which run any command, are
+    # never in the list.
+    users = settings.environment.get("GIT_ALLOW_PROTOCOL")
+    permitted = transports if users is None else users.split(":")
+    return ":".join(name for name in transports if name in permitted)
+
+
+# --- the steps --------------------------------------------------------------------------------
+
+
+def _warn_of_uncommitted(local: Path, git: _Git, settings: Settings, report: Report) -> None:
+    asking = replace(
+        git,
+        directory=local,
+        environment=_environment(settings, git.directory.parent, local=False),
+    )
+    finished = asking.run(
+        "-c",
+        "core.fsmonitor=false",
+        "status",
+        "--porcelain",
+        "-z",
+        "--no-renames",
+        "--untracked-files=normal",
+    )
+    count = finished.stdout.count(b"\0") if finished.exit_code == 0 else 0
+    if count:
+        files = "1 file with changes" if count == 1 else f"{count} files with changes"
+        report(
+            Notice(
+                "warning",
+                f"{files} not committed in `{shown(str(local))}` left out of the build; "
+                "use --copy to build the directory as it is",
+            )
+        )
+
+
+def _clone(git: _Git, source: GitSource) -> None:
+    git.do(
+        f"clone `{shown(git.url)}`",
+        "clone",
+        "--quiet",
+        "--no-hardlinks",
+        "--no-checkout",
+        "--origin",
+        "origin",
+        "--",
+        source.url,
+        str(git.directory),
+    )
+
+
+def _check_out(git: _Git, ref: str | None) -> None:
+    if ref is None or ref == "HEAD":
+        if not _commit(git, "HEAD"):
+            raise _nothing_to_check_out(git)
+        git.do("check out the default branch", "checkout", "--quiet", "HEAD")
+        return
+    doing = f"check out `{shown(ref)}`"
+    if _exists(git, f"refs/heads/{ref}"):
+        git.do(doing, "checkout", "--quiet", ref, "--")
+    elif _exists(git, f"refs/remotes/origin/{ref}") and not _exists(git, f"refs/tags/{ref}"):
+        git.do(doing, "checkout", "--quiet", "-B", ref, f"refs/remotes/origin/{ref}", "--")
+    else:
+        commit = (
+            _commit(git, f"refs/tags/{ref}") or _commit(git, ref) or _fetch_explicitly(git, ref)
+        )
+        git.do(doing, "checkout", "--quiet", "--detach", commit, "--")
+
+
+def _exists(git: _Git, ref: str) -> bool:
+    return git.run("show-ref", "--verify", "--quiet", "--", ref).exit_code == 0
+
+
+def _commit(git: _Git, revision: str) -> str:
+    return git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+
+
+def _fetch_explicitly(git: _Git, ref: str) -> str:
+    """A commit that a plain clone does not bring: `refs/pull/1/head`, or one of no branch."""
+    if ref.startswith("refs/") or _FULL_ID.match(ref):
+        fetch = ("fetch", "--quiet", "--no-tags", "origin", ref)
+        finished = git.run(*fetch, timeout_seconds=TIMEOUT_SECONDS)
+        if finished.exit_code == 0 and (commit := _commit(git, "FETCH_HEAD")):
+            return commit
+    raise SourceError(
+        f"no branch, tag or commit `{shown(ref)}` in `{shown(git.url)}`",
+        hint="`git ls-remote` with the URL lists branches and tags",
+    )
+
+
+def _nothing_to_check_out(git: _Git) -> SourceError:
+    if git.ask("for-each-ref", "--count=1"):
+        return SourceError(
+            f"the repository `{shown(git.url)}` has no default branch",
+            hint="choose a branch with --ref",
+        )
+    return SourceError(
+        f"the repository `{shown(git.url)}` is empty, it has no commit",
+        hint="commit something, or use --copy for a local directory",
+    )
+
+
+def _fetch_submodules(git: _Git) -> None:
+    if not (git.directory / ".gitmodules").is_file():
+        return
+    # A repository from afar must not fetch others from this host by a `file` URL
+    # (CVE-2022-39253) unless the user's own configuration says so.
+    transports: tuple[str, ...] = TRANSPORTS
+    if git.ask("config", "--get", "protocol.file.allow") != "always":
+        transports = tuple(name for name in TRANSPORTS if name != "file")
+    allowed = [
+        name for name in git.environment["GIT_ALLOW_PROTOCOL"].split(":") if name in transports
+    ]
+    limited = replace(git, environment={**git.environment, "GIT_ALLOW_PROTOCOL": ":".join(allowed)})
+    limited.do(
+        f"fetch the submodules of `{shown(git.url)}`",
+        "submodule",
+        "--quiet",
+        "update",
+        "--init",
+        "--recursive",
+    )
+
+
+def _describe(git: _Git, source: GitSource) -> SourceInfo:
+    """What the commit says of itself; a question without an answer leaves its field empty."""
+    location = git.ask("config", "--get", "remote.origin.url")
+    if redact_url(location) != location:
+        # `--exclude ""` keeps `.git`, and no password may reach an image.
+        git.do("forget the credentials", "remote", "set-url", "origin", redact_url(location))
+    answer = git.ask(
+        "-c",
+        "log.showSignature=false",
+        "show",
+        "--no-patch",
+        "--encoding=UTF-8",
+        "--date=default",
+        "--format=%an%x00%ae%x00%ad%x00%ct%x00%<(80,trunc)%s",
+        "HEAD",
+    )
+    name, mail, date, seconds, message, *_ = [*answer.split("\0"), *[""] * 5]
+    return SourceInfo(
+        location=redact_url(location),
+        ref=git.ask("rev-parse", "--abbrev-ref", "HEAD"),
+        commit_id=git.ask("rev-parse", "--verify", "HEAD"),
+        author=f"{name} <{mail}>" if name else "",
+        date=date,
+        message=message.strip(),
+        context_dir=source.context_dir,
+        commit_time=int(seconds) if re.fullmatch(r"[0-9]{1,12}", seconds) else None,
+    )

@@ -1,0 +1,484 @@
+"""Copies a source tree by descriptors: filtered, confined to its root, flat in memory.
+
+Every step is relative to an open directory and follows no link by itself, so a tree that changes
+while it is copied cannot lead out of its root either. A link inside the tree is resolved by
+`find_real`, the only place where links are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ocis2i.errors import SourceError
+from ocis2i.events import Notice, Report
+from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
+from ocis2i.sources.ignore import (
+    DEFAULT_EXCLUDE,
+    IGNORE_FILE,
+    Filter,
+    IgnoreRules,
+    compile_exclude,
+    parse_ignore,
+)
+
+BLOCK = 8 << 20
+IGNORE_FILE_LIMIT = 256 << 10
+LINK_LIMIT = 40  # as many as the kernel follows (path_resolution(7))
+DEPTH_LIMIT = 200
+# Links to directories can multiply: two links a level, thirty levels, are a thousand million files.
+FOLLOWED_LIMIT = 1_000_000
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
+
+Links = Literal["follow", "keep", "unfold"]
+
+
+@dataclass(frozen=True, slots=True)
+class DirSource:
+    """A directory that is copied as it is; `typed` is how the user wrote `path`."""
+
+    path: Path
+    typed: str
+    context_dir: str = ""
+    exclude: str = DEFAULT_EXCLUDE
+    keep_symlinks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOrder:
+    """How `copy_tree` goes about it.
+
+    `links`: `follow` copies what a link inside the root leads to; `keep` copies links as links;
+    `unfold` does so too, but follows those that leave the context directory inside the root.
+    `checkout`: the tree is a git checkout of our own. Its files are moved, not copied, and
+    modes become 0755 or 0644, the two that git knows, whatever the umask was.
+    """
+
+    context_dir: str = ""
+    exclude: str = DEFAULT_EXCLUDE
+    links: Links = "follow"
+    checkout: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Where a path leads: `path` below the root without any link, None when nothing is there."""
+
+    path: str | None
+    inside: bool = True
+
+
+def fetch_directory(source: DirSource, into: Path, report: Report) -> SourceInfo:
+    """Copies `source` into the empty directory `into`. Raises `SourceError`."""
+    order = CopyOrder(
+        source.context_dir, source.exclude, "keep" if source.keep_symlinks else "follow"
+    )
+    copy_tree(source.path, into, order, report)
+    return SourceInfo(location=source.typed, context_dir=source.context_dir)
+
+
+def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> None:
+    """Copies the context directory of `root` into `into`, filtered.
+
+    Kept are modes, times, links, holes and empty directories. Sockets, FIFOs and devices are left
+    out with a warning. Raises `SourceError`: for a link that leaves `root` when it would have to
+    be followed, a directory inside itself, a path that cannot be read, or `into` inside `root`.
+    """
+    with open_directory(root) as root_fd, open_directory(into) as into_fd:
+        start = _find_start(root_fd, order.context_dir)
+        with open_real(root_fd, start, _DIRECTORY) as start_fd:
+            _refuse_target_inside(start_fd, into)
+            filter_ = _read_filter(start_fd, order, report)
+            copy = _Copy(root_fd, start, filter_, order)
+            above = (_identity(into_fd), _identity(start_fd))
+            copy.children(start_fd, into_fd, _Place("", start, above=above))
+    if copy.special:
+        named = ", ".join(f"`{path}`" for path in copy.special[:5])
+        more = f" and {len(copy.special) - 5} more" if len(copy.special) > 5 else ""
+        report(Notice("warning", f"sockets, FIFOs and devices are left out: {named}{more}"))
+
+
+# --- finding, without following ---------------------------------------------------------------
+
+
+def find_real(root_fd: int, path: str) -> Real:
+    """Resolves the links of `path` inside the directory `root_fd`, never beyond it.
+
+    An absolute link leads out, as does `..` in the root. More than 40 links lead nowhere.
+    """
+    done: list[str] = []
+    ahead = path.split("/")[::-1]
+    links = 0
+    while ahead:
+        part = ahead.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not done:
+                return Real(None, inside=False)
+            done.pop()
+            continue
+        here = "/".join((*done, part))
+        try:
+            status = os.stat(here, dir_fd=root_fd, follow_symlinks=False)
+            target = os.readlink(here, dir_fd=root_fd) if stat.S_ISLNK(status.st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return Real(None)
+        if target is None:
+            done.append(part)
+            continue
+        links += 1
+        if target.startswith("/"):
+            return Real(None, inside=False)
+        if links > LINK_LIMIT:
+            return Real(None)
+        ahead += target.split("/")[::-1]
+    return Real("/".join(done) or ".")
+
+
+@contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """A descriptor of a directory that the user named; raises `SourceError`."""
+    try:
+        descriptor = os.open(path, _DIRECTORY)
+    except OSError as error:
+        raise SourceError(
+            f"cannot open directory `{shown(str(path))}`: {error.strerror}"
+        ) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_real(root_fd: int, path: str, flags: int) -> Iterator[int]:
+    """A descriptor of a path that `find_real` gave; a link that came since is an `OSError`."""
+    current = os.open(".", _DIRECTORY, dir_fd=root_fd)
+    try:
+        *parents, last = path.split("/")
+        for parent in parents:
+            below = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
+            os.close(current)
+            current = below
+        # O_NONBLOCK: should a FIFO have taken the file's place, opening it must not wait.
+        found = os.open(last, flags | _NO_FOLLOW | os.O_NONBLOCK, dir_fd=current)
+    finally:
+        os.close(current)
+    try:
+        yield found
+    finally:
+        os.close(found)
+
+
+def read_text(root_fd: int, path: str, limit: int) -> str | None:
+    """A small UTF-8 file below `root_fd`; None when there is none, or no regular file.
+
+    Raises `SourceError` when a link leads out of the source, for more than `limit` bytes, and for
+    other encodings.
+    """
+    real = find_real(root_fd, path)
+    if not real.inside:
+        raise SourceError(f"`{path}` is a link that leaves the source", hint="copy the file there")
+    if real.path is None or not stat.S_ISREG(_status(root_fd, real.path).st_mode):
+        return None
+    with (
+        open_real(root_fd, real.path, os.O_RDONLY) as descriptor,
+        open(descriptor, "rb", closefd=False) as stream,
+    ):
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise SourceError(f"`{path}` is larger than {limit} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"`{path}` is not UTF-8 text: {error.reason}") from error
+
+
+def shown(path: str) -> str:
+    """`path` for a message: what a terminal would obey or cannot print is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
+
+
+def _status(directory: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _find_start(root_fd: int, context_dir: str) -> str:
+    real = find_real(root_fd, context_dir)
+    if not real.inside:
+        raise SourceError(f"the context directory `{context_dir}` leads out of the source")
+    if real.path is None or not stat.S_ISDIR(_status(root_fd, real.path).st_mode):
+        raise SourceError(
+            f"no directory `{context_dir}` in the source",
+            hint="--context-dir is relative to the root of the source",
+        )
+    return real.path
+
+
+def _refuse_target_inside(start_fd: int, into: Path) -> None:
+    source = os.fstat(start_fd)
+    target = into.resolve()
+    for directory in (target, *target.parents):
+        if os.path.samestat(source, directory.stat()):
+            raise SourceError(
+                f"the source would be copied into itself, to `{shown(str(target))}`",
+                hint="let TMPDIR or the store be outside of the source",
+            )
+
+
+def _read_filter(start_fd: int, order: CopyOrder, report: Report) -> Filter:
+    exclude = compile_exclude(order.exclude)
+    text = read_text(start_fd, IGNORE_FILE, IGNORE_FILE_LIMIT)
+    ignore = parse_ignore(text) if text is not None else IgnoreRules()
+    for line in ignore.malformed:
+        report(Notice("warning", f"`{shown(line)}` in `{IGNORE_FILE}` is no pattern"))
+    return Filter(exclude, ignore, _find_scripts(start_fd))
+
+
+def _find_scripts(start_fd: int) -> frozenset[str]:
+    # The scripts are taken out of the source before it is filtered: upstream does so after a
+    # clone, and a filter that silently swaps the script for the builder's helps nobody.
+    found: set[str] = set()
+    for directory in SOURCE_SCRIPT_DIRECTORIES:
+        scripts = {f"{directory}/{name}" for name in SCRIPT_NAMES}
+        present = {path for path in scripts if find_real(start_fd, path) != Real(None)}
+        if present:
+            found |= present | {directory, directory.partition("/")[0]}
+    return frozenset(found)
+
+
+# --- copying ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A path of the walk: as the result has it, and where it really is below the root."""
+
+    path: str
+    real: str
+    dropped: bool = False
+    followed: bool = False
+    depth: int = 0
+    above: tuple[tuple[int, int], ...] = ()
+
+    def child(self, name: str) -> _Place:
+        path = f"{self.path}/{name}" if self.path else name
+        real = name if self.real == "." else f"{self.real}/{name}"
+        return replace(self, path=path, real=real, depth=self.depth + 1)
+
+
+class _Copy:
+    """One walk over a tree; `special` lists what it left out."""
+
+    def __init__(self, root_fd: int, start: str, filter_: Filter, order: CopyOrder) -> None:
+        self._root_fd = root_fd
+        self._start = start
+        self._filter = filter_
+        self._order = order
+        self._followed = 0
+        self.special: list[str] = []
+
+    def children(self, source: int, target: int, place: _Place) -> None:
+        """Copies what is in one directory."""
+        for name in sorted(os.listdir(source)):
+            child = place.child(name)
+            dropped = place.dropped or self._filter.drops(child.path)
+            if dropped and child.path not in self._filter.spared:
+                continue
+            try:
+                self._entry(source, target, name, replace(child, dropped=dropped))
+            except OSError as error:
+                raise SourceError(
+                    f"cannot copy `{shown(child.path)}`: {error.strerror or error}"
+                ) from error
+
+    def _entry(self, source: int, target: int, name: str, place: _Place) -> None:
+        status = _status(source, name)
+        if stat.S_ISLNK(status.st_mode):
+            self._link(source, target, name, place)
+        elif stat.S_ISDIR(status.st_mode):
+            with _open_at(source, name, _DIRECTORY) as descriptor:
+                self._directory(descriptor, target, name, place)
+        elif not stat.S_ISREG(status.st_mode):
+            self.special.append(shown(place.path))
+        elif self._order.checkout and not place.followed:
+            _move_file(source, target, name)
+        else:
+            with _open_at(source, name, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+                self._file(descriptor, target, name, place)
+
+    def _link(self, source: int, target: int, name: str, place: _Place) -> None:
+        real = self._destination(source, name, place)
+        if real is None:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            if not self._order.checkout:
+                _set_times(target, name, _status(source, name))
+            return
+        followed = replace(place, real=real, followed=True)
+        status = _status(self._root_fd, real)
+        if stat.S_ISDIR(status.st_mode):
+            with open_real(self._root_fd, real, _DIRECTORY) as descriptor:
+                self._directory(descriptor, target, name, followed)
+        elif stat.S_ISREG(status.st_mode):
+            with open_real(self._root_fd, real, os.O_RDONLY) as descriptor:
+                self._file(descriptor, target, name, followed)
+        else:
+            self.special.append(shown(place.path))
+
+    def _destination(self, source: int, name: str, place: _Place) -> str | None:
+        """The real path whose content takes the link's place; None when it stays a link."""
+        if self._order.links == "keep":
+            return None
+        found = find_real(self._root_fd, place.real)
+        if not found.inside and self._order.links == "follow" and _leads_somewhere(source, name):
+            # Building a foreign checkout must not put the host's files into an image.
+            raise SourceError(
+                f"the link `{shown(place.path)}` leads out of the source, "
+                f"to `{shown(os.readlink(name, dir_fd=source))}`",
+                hint="use --keep-symlinks to copy links as links, or put the file into the source",
+            )
+        if found.path is None or self._filter.excludes_within(found.path):
+            return None
+        if self._order.links == "unfold" and _is_below(found.path, self._start):
+            return None
+        return found.path
+
+    def _directory(self, source: int, target: int, name: str, place: _Place) -> None:
+        self._count(place)
+        identity = _identity(source)
+        if identity in place.above:
+            raise SourceError(
+                f"directory `{shown(place.path)}` leads back to one that contains it",
+                hint="use --keep-symlinks to copy links as links",
+            )
+        if place.depth > DEPTH_LIMIT:
+            raise SourceError(f"the source has directories more than {DEPTH_LIMIT} deep")
+        os.mkdir(name, 0o700, dir_fd=target)
+        with _open_at(target, name, _DIRECTORY) as made:
+            self.children(source, made, replace(place, above=(*place.above, identity)))
+            status = os.fstat(source)
+            os.fchmod(made, 0o755 if self._order.checkout else stat.S_IMODE(status.st_mode))
+            if not self._order.checkout:
+                os.utime(made, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+    def _file(self, source: int, target: int, name: str, place: _Place) -> None:
+        self._count(place)
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ESTALE, "it changed while it was copied")
+        mode = _git_mode(status) if self._order.checkout else stat.S_IMODE(status.st_mode)
+        copy_file(source, target, name, mode)
+
+    def _count(self, place: _Place) -> None:
+        self._followed += place.followed
+        if self._followed > FOLLOWED_LIMIT:
+            raise SourceError(
+                f"links in the source lead to more than {FOLLOWED_LIMIT} files",
+                hint="use --keep-symlinks to copy links as links",
+            )
+
+
+@contextmanager
+def _open_at(directory: int, name: str, flags: int) -> Iterator[int]:
+    descriptor = os.open(name, flags | _NO_FOLLOW, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _leads_somewhere(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return True
+
+
+def _is_below(path: str, start: str) -> bool:
+    return start in (".", path) or path.startswith(f"{start}/")
+
+
+def _git_mode(status: os.stat_result) -> int:
+    return 0o755 if status.st_mode & stat.S_IXUSR else 0o644
+
+
+def _move_file(source: int, target: int, name: str) -> None:
+    with _open_at(source, name, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+        os.fchmod(descriptor, _git_mode(os.fstat(descriptor)))
+    os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _set_times(directory: int, name: str, status: os.stat_result) -> None:
+    times = (status.st_mtime_ns, status.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+
+
+def copy_file(source: int, target_directory: int, name: str, mode: int) -> None:
+    """Copies an open file to a new one with `mode`; time of change and holes are kept.
+
+    The data moves inside the kernel, so memory is flat. Raises `OSError`, also when the file
+    shrinks meanwhile.
+    """
+    status = os.fstat(source)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW
+    target = os.open(name, flags, 0o600, dir_fd=target_directory)
+    try:
+        position = 0
+        while extent := _next_extent(source, position, status.st_size):
+            _copy_extent(source, target, *extent)
+            position = extent[1]
+        os.ftruncate(target, status.st_size)
+        os.fchmod(target, mode)
+        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    finally:
+        os.close(target)
+
+
+def _next_extent(source: int, position: int, size: int) -> tuple[int, int] | None:
+    """The next stretch of data, from and to in bytes; all that is left where holes are unknown."""
+    if position >= size:
+        return None
+    try:
+        begin = os.lseek(source, position, os.SEEK_DATA)
+        end = os.lseek(source, begin, os.SEEK_HOLE)
+    except OSError as error:
+        return None if error.errno == errno.ENXIO else (position, size)
+    return (begin, min(end, size)) if begin < size else None
+
+
+def _copy_extent(source: int, target: int, begin: int, end: int) -> None:
+    position = begin
+    while position < end:
+        moved = _copy_block(source, target, position, min(BLOCK, end - position))
+        if not moved:
+            raise OSError(errno.ESTALE, "it became shorter while it was copied")
+        position += moved
+
+
+def _copy_block(source: int, target: int, position: int, count: int) -> int:
+    try:
+        moved = os.copy_file_range(source, target, count, position, position)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        moved = 0
+    if moved:
+        return moved
+    # Between file systems, on older kernels, and for files that are made as they are read.
+    os.lseek(target, position, os.SEEK_SET)
+    return os.sendfile(target, source, position, count)

@@ -1,0 +1,402 @@
+"""The local store: blobs and images in an OCI image layout, and the places of unpacked layers.
+
+    images/   a valid OCI image layout (image-spec, image-layout.md) that skopeo reads as it is
+    layers/   unpacked layers by diff_id; `fs` is the tree, `layer.json` says that it is complete
+    builds/   one directory for each build, locked while it runs
+    locks/    lock files
+    tmp/      what is being written; under the exclusive lock everything in it is left over
+
+Success of a write means that the content is there, not that this call put it there. Everyone who
+uses the store holds its lock shared, `prune` alone holds it exclusively.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ocis2i.blobs import CHUNK, BlobSource, VerifiedReader, read_document
+from ocis2i.errors import ImageError, Ocis2iError, OutputError
+from ocis2i.fs import Lock, explain, locked, sync_directory, write_atomic
+from ocis2i.manifest import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Descriptor,
+    Encoded,
+    Index,
+    Json,
+    Manifest,
+    decode_descriptor,
+    decode_manifest,
+    encode_descriptor,
+    encode_json,
+    parse_json,
+)
+from ocis2i.reference import Digest, Reference
+
+REF_NAME = "org.opencontainers.image.ref.name"
+_VERSION = 1
+_LAYOUT = {"imageLayoutVersion": "1.0.0"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An entry of the store: `name` is the full reference, empty for an untagged image."""
+
+    name: str
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """An unpacked layer. `implied` are the directories in it that no entry described.
+
+    `entries` and `size_bytes` measure the tree, `boot_id` names the run of the kernel that saw
+    them right: unpacking does not wait for the disk, so after a crash they are compared.
+    """
+
+    tree: Path
+    implied: tuple[str, ...]
+    entries: int
+    size_bytes: int
+    boot_id: str
+
+
+class Store:
+    """One store directory, opened by `Store.open`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._layout = root / "images"
+        self._tmp = root / "tmp"
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Opens the store in `root`, making it when it is not there; raises `OutputError`."""
+        store = cls(root)
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("images/blobs/sha256", "layers/sha256", "builds", "locks", "tmp"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            with locked(root / "locks/index"):
+                store._set_up()
+        except OSError as error:
+            raise explain(error, f"the store `{root}` cannot be used") from error
+        return store
+
+    def _set_up(self) -> None:
+        marker = self.root / "store.json"
+        if marker.exists():
+            version = json.loads(marker.read_bytes() or b"{}").get("version")
+            if version != _VERSION:
+                raise OutputError(
+                    f"the store `{self.root}` has version {version}, this ocis2i knows {_VERSION}",
+                    hint="use another directory with --root",
+                )
+        files: tuple[tuple[Path, Json], ...] = (
+            (self._layout / "oci-layout", _LAYOUT),
+            (self._layout / "index.json", {"schemaVersion": 2, "manifests": []}),
+            (marker, {"version": _VERSION}),
+        )
+        for path, content in files:
+            if not path.exists():
+                write_atomic(path, encode_json(content), scratch=self._tmp)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Held by everyone who reads or writes: nothing is pruned meanwhile."""
+        with locked(self.root / "locks/store", shared=True):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Held by `prune`; gives false when somebody uses the store."""
+        lock = Lock(self.root / "locks/store")
+        try:
+            yield lock.acquire(wait=False)
+        finally:
+            lock.release()
+
+    # --- blobs ---
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where a blob is, or would be."""
+        return self._layout / "blobs" / digest.algorithm / digest.hex
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the blob is there with its full size."""
+        try:
+            return self.blob_path(descriptor.digest).stat().st_size == descriptor.size
+        except FileNotFoundError:
+            return False
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        """Opens a blob for reading; raises `ImageError` when it is not there."""
+        path = self.blob_path(descriptor.digest)
+        try:
+            stream = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise ImageError(
+                f"blob `{descriptor.digest}` is not in the store",
+                hint="pull the image again, with --pull-policy always",
+            ) from None
+        return VerifiedReader(stream, descriptor, "the store")
+
+    @contextmanager
+    def scratch_file(self) -> Iterator[BinaryIO]:
+        """A new file in `tmp/`, open for reading and writing, gone at the end unless adopted."""
+        try:
+            fd, name = tempfile.mkstemp(dir=self._tmp)
+            os.close(fd)
+            with Path(name).open("w+b") as file:
+                try:
+                    yield file
+                finally:
+                    Path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise explain(error, "the store cannot be written") from error
+
+    def adopt(self, file: BinaryIO, digest: Digest) -> None:
+        """Makes a scratch file the blob `digest`. The caller has checked the digest."""
+        target = self.blob_path(digest)
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+        os.fdatasync(file.fileno())
+        target.parent.mkdir(exist_ok=True)
+        Path(str(file.name)).replace(target)
+        sync_directory(target.parent)
+
+    def add_blob(self, descriptor: Descriptor, fill: Callable[[BinaryIO], None]) -> None:
+        """Puts a blob that `fill` writes, unless it is there; one writer at a time.
+
+        `fill` has to verify the digest (a `VerifiedReader`, `Registry.fetch_blob`); every later
+        reading verifies it again.
+        """
+        if self.has_blob(descriptor):
+            return
+        with locked(self.root / "locks" / f"blob-{descriptor.digest.hex[:32]}"):
+            if self.has_blob(descriptor):
+                return
+            with self.scratch_file() as file:
+                fill(file)
+                _check_size(file, descriptor)
+                self.adopt(file, descriptor.digest)
+
+    def copy_blob(self, source: BlobSource, descriptor: Descriptor) -> None:
+        """Copies a blob from another place, verified."""
+
+        def fill(file: BinaryIO) -> None:
+            with source.open_blob(descriptor) as reader:
+                while data := reader.read(CHUNK):
+                    file.write(data)
+
+        self.add_blob(descriptor, fill)
+
+    def add_document(self, data: bytes, descriptor: Descriptor) -> None:
+        """Puts a manifest or config; raises `ImageError` unless it has the promised digest."""
+        if Digest.of(data) != descriptor.digest:
+            raise ImageError(f"a document has not the digest `{descriptor.digest}`")
+        self.add_blob(descriptor, lambda file: _write_all(file, data))
+
+    # --- images ---
+
+    def images(self) -> tuple[StoredImage, ...]:
+        """All entries, in the order in which they were put."""
+        index = parse_json((self._layout / "index.json").read_bytes(), "the store's index.json")
+        found = []
+        for entry in index.get("manifests", []):
+            descriptor = decode_descriptor(entry, "the store's index.json")
+            found.append(StoredImage(descriptor.annotations.get(REF_NAME, ""), descriptor))
+        return tuple(found)
+
+    def find(self, name: Reference) -> Manifest | Index | None:
+        """The manifest or index that `name` (tag or digest) stands for; `None`: not there."""
+        for image in self.images():
+            if _matches(image, name):
+                return self.manifest(image.descriptor)
+        return None
+
+    def manifest(self, descriptor: Descriptor) -> Manifest | Index:
+        """Reads a manifest or index by its descriptor."""
+        return decode_manifest(read_document(self, descriptor), descriptor.media_type)
+
+    def put_image(self, encoded: Encoded, name: str) -> None:
+        """Stores manifest and config and lets `name` point at them; blobs must be there."""
+        self.add_document(encoded.config, encoded.config_descriptor)
+        self.put_manifest(encoded.manifest, encoded.descriptor, name)
+
+    def put_manifest(self, raw: bytes, descriptor: Descriptor, name: str) -> None:
+        """Stores a manifest as it is and lets `name` (when not empty) point at it."""
+        self.add_document(raw, descriptor)
+        annotations = {REF_NAME: name} if name else {}
+        plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations)
+
+        def change(images: list[StoredImage]) -> list[StoredImage]:
+            kept = [
+                image
+                for image in images
+                if image.name != name and not (_untagged(image) and _same(image, descriptor))
+            ]
+            if not name and any(_same(image, descriptor) for image in kept):
+                return kept
+            return [*kept, StoredImage(name, plain)]
+
+        self._change_index(change)
+
+    def remove(self, name: Reference) -> bool:
+        """Takes an entry out; its blobs go with the next `prune`. False: there was none."""
+        removed = False
+
+        def change(images: list[StoredImage]) -> list[StoredImage]:
+            nonlocal removed
+            kept = [image for image in images if not _matches(image, name)]
+            removed = len(kept) < len(images)
+            return kept
+
+        self._change_index(change)
+        return removed
+
+    def forget_images(self) -> None:
+        """Takes all entries out."""
+        self._change_index(lambda _: [])
+
+    def _change_index(self, change: Callable[[list[StoredImage]], list[StoredImage]]) -> None:
+        with locked(self.root / "locks/index"):
+            path = self._layout / "index.json"
+            index = parse_json(path.read_bytes(), "the store's index.json")
+            index["manifests"] = [
+                encode_descriptor(image.descriptor) for image in change(list(self.images()))
+            ]
+            try:
+                write_atomic(path, encode_json(index), scratch=self._tmp)
+            except OSError as error:
+                raise explain(error, "the store's index cannot be written") from error
+
+    def referenced(self) -> set[Digest]:
+        """Every blob that an entry reaches, and the diff_ids of every image."""
+        found: set[Digest] = set()
+        todo = [image.descriptor for image in self.images()]
+        while todo:
+            descriptor = todo.pop()
+            if descriptor.digest in found:
+                continue
+            found.add(descriptor.digest)
+            if descriptor.media_type in MANIFEST_TYPES + INDEX_TYPES:
+                with contextlib.suppress(Ocis2iError):  # a child of an index that was never pulled
+                    todo += self._children(descriptor, found)
+        return found
+
+    def _children(self, descriptor: Descriptor, found: set[Digest]) -> Sequence[Descriptor]:
+        manifest = self.manifest(descriptor)
+        if isinstance(manifest, Index):
+            return manifest.manifests
+        config = parse_json(read_document(self, manifest.config), "an image config")
+        rootfs = config.get("rootfs", {})
+        found.update(Digest.parse(text) for text in rootfs.get("diff_ids", []))
+        return (manifest.config, *manifest.layers)
+
+    # --- unpacked layers ---
+
+    def layer_path(self, diff_id: Digest) -> Path:
+        """The directory of an unpacked layer; complete only if `layer` says so."""
+        return self.root / "layers" / diff_id.algorithm / diff_id.hex
+
+    def layer(self, diff_id: Digest) -> LayerRecord | None:
+        """The unpacked layer, `None` while it is not there."""
+        path = self.layer_path(diff_id)
+        try:
+            record = json.loads((path / "layer.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return LayerRecord(
+            path / "fs",
+            tuple(record["implied"]),
+            record["entries"],
+            record["size"],
+            record["boot_id"],
+        )
+
+    def layer_lock(self, diff_id: Digest) -> contextlib.AbstractContextManager[Lock]:
+        """Held by whoever unpacks this layer."""
+        return locked(self.root / "locks" / f"layer-{diff_id.hex[:32]}")
+
+    def new_scratch_directory(self) -> Path:
+        """A new directory in `tmp/`, for a layer while it is unpacked."""
+        try:
+            return Path(tempfile.mkdtemp(dir=self._tmp))
+        except OSError as error:
+            raise explain(error, "a directory cannot be made in the store") from error
+
+    def publish_layer(self, scratch: Path, diff_id: Digest, record: LayerRecord) -> None:
+        """Makes a scratch directory (with the tree in `fs`) the unpacked layer `diff_id`."""
+        self._write_record(scratch, record)
+        scratch.chmod(0o755)
+        scratch.replace(self.layer_path(diff_id))
+
+    def confirm_layer(self, diff_id: Digest, record: LayerRecord) -> None:
+        """Writes down that a layer was found whole in this run of the kernel."""
+        self._write_record(self.layer_path(diff_id), record)
+
+    def _write_record(self, directory: Path, record: LayerRecord) -> None:
+        document = {
+            "implied": list(record.implied),
+            "entries": record.entries,
+            "size": record.size_bytes,
+            "boot_id": record.boot_id,
+        }
+        write_atomic(directory / "layer.json", encode_json(document), scratch=directory)
+
+    # --- builds ---
+
+    @contextmanager
+    def new_build(self) -> Iterator[tuple[Path, Lock]]:
+        """A new build's directory and its lock, held to the end. The caller empties it."""
+        name = secrets.token_hex(6)
+        path = self.root / "builds" / name
+        try:
+            path.mkdir()
+            lock = Lock(path / "lock")
+        except OSError as error:
+            raise explain(error, "a build cannot be started") from error
+        try:
+            lock.acquire()
+            yield path, lock
+        finally:
+            lock.release()
+
+
+def _check_size(file: BinaryIO, descriptor: Descriptor) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size != descriptor.size:
+        raise ImageError(
+            f"blob `{descriptor.digest}` came as {size} bytes, it must have {descriptor.size}"
+        )
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _matches(image: StoredImage, name: Reference) -> bool:
+    if name.digest:
+        return image.name == str(name) or (
+            image.descriptor.digest == name.digest
+            and (not image.name or Reference.parse(image.name).name == name.name)
+        )
+    return image.name == str(name.with_default_tag())
+
+
+def _untagged(image: StoredImage) -> bool:
+    return not image.name
+
+
+def _same(image: StoredImage, descriptor: Descriptor) -> bool:
+    return image.descriptor.digest == descriptor.digest

@@ -1,0 +1,146 @@
+"""Linux system calls that Python 3.11 does not have, by ctypes. The only place with ctypes.
+
+Names and numbers are those of the kernel headers. Each call raises `OSError` with the path or the
+operation in it. Imports nothing of ocis2i and starts fast: the agent depends on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+
+MNT_DETACH = 2
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+
+# include/uapi/asm-generic/unistd.h: the same number on every architecture since 5.6.
+_SYS_OPENAT2 = 437
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): new namespaces for this process. A user namespace needs a single thread."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2)."""
+    _check(
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), kind.encode(), flags, options.encode() or None
+        ),
+        f"mount {kind or 'bind'} on {target}",
+    )
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    number = _SYS_PIVOT_ROOT[os.uname().machine]
+    _check(
+        _libc.syscall(
+            ctypes.c_long(number),
+            ctypes.c_char_p(os.fsencode(new_root)),
+            ctypes.c_char_p(os.fsencode(put_old)),
+        ),
+        f"pivot_root {new_root}",
+    )
+
+
+def prctl(option: int, value: int = 0, third: int = 0) -> None:
+    """prctl(2) with up to two numbers."""
+    _check(
+        _libc.prctl(
+            option,
+            ctypes.c_ulong(value),
+            ctypes.c_ulong(third),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
+        ),
+        f"prctl {option}",
+    )
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2): the capability sets of this thread, each a bit mask."""
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    words = []
+    for shift in (0, 32):
+        words += [(mask >> shift) & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
+    _check(_libc.capset(header, struct.pack("=6I", *words)), "capset")
+
+
+def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
+    """openat2(2) with `RESOLVE_IN_ROOT`: `path` is resolved as if `root_fd` were `/`.
+
+    Absolute links and `..` stay inside, whoever made them. Returns a descriptor, close-on-exec.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(root_fd),
+        ctypes.c_char_p(path or b"."),
+        ctypes.c_char_p(how),
+        ctypes.c_size_t(len(how)),
+    )
+    return _check(int(result), os.fsdecode(path))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): writes the whole file system that `fd` is on to the disk."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2) of the UTS namespace."""
+    data = name.encode()
+    _check(_libc.sethostname(data, len(data)), "sethostname")

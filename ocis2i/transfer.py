@@ -1,0 +1,138 @@
+"""Whole images over a registry: reading one as a source, pushing one, several blobs at a time."""
+
+from __future__ import annotations
+
+import io
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import BinaryIO
+
+from ocis2i.blobs import BlobSource, VerifiedReader
+from ocis2i.manifest import DOCUMENT_LIMIT, Descriptor, Encoded, Index, Manifest
+from ocis2i.reference import Reference
+from ocis2i.registry import Registry
+
+STOP_SECONDS = 2.0
+
+
+class RegistryImage:
+    """The image (or index) behind one reference, as a source for reading."""
+
+    def __init__(self, registry: Registry, reference: Reference) -> None:
+        self._registry = registry
+        self._reference = reference
+
+    def manifest(self) -> Manifest | Index:
+        """What the reference points at now."""
+        return self._registry.get_manifest(self._reference)
+
+    def child(self, descriptor: Descriptor) -> Manifest | Index:
+        """A manifest of the index."""
+        return self._registry.get_manifest(self._reference, str(descriptor.digest))
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        """The blob's bytes; a big one is fetched into a temporary file before this returns."""
+        small = descriptor.size <= DOCUMENT_LIMIT
+        # The reader closes it.
+        stream: BinaryIO = io.BytesIO() if small else tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self._registry.fetch_blob(self._reference, descriptor, stream)
+            stream.seek(0)
+        except BaseException:
+            stream.close()
+            raise
+        return VerifiedReader(stream, descriptor, f"`{self._reference.name}`")
+
+
+def push_image(
+    registry: Registry,
+    reference: Reference,
+    encoded: Encoded,
+    layers: Sequence[Descriptor],
+    source: BlobSource,
+    *,
+    mount_from: Sequence[Reference] = (),
+    jobs: int = 4,
+) -> None:
+    """Pushes an image: what is missing of its blobs, `jobs` at a time, then config and manifest.
+
+    Nothing is sent, and no blob looked up, when the tag has this very manifest already. Layers
+    that may not be distributed stay where they are. Raises the first error of any blob; then, and
+    when interrupted, the others are stopped.
+    """
+    if registry.head_manifest(reference, for_push=True) == encoded.descriptor.digest:
+        registry.tell_exists((*layers, encoded.config_descriptor))
+        return
+    cancel = threading.Event()
+    wanted = {layer.digest: layer for layer in layers if not _is_foreign(layer)}
+    in_parallel(
+        [
+            partial(
+                registry.push_blob,
+                reference,
+                layer,
+                partial(source.open_blob, layer),
+                mount_from,
+                cancel=cancel,
+            )
+            for layer in wanted.values()
+        ],
+        jobs,
+        cancel,
+    )
+    registry.push_blob(reference, encoded.config_descriptor, lambda: io.BytesIO(encoded.config))
+    registry.put_manifest(reference, encoded.manifest, encoded.descriptor.media_type)
+
+
+_Waiting = queue.SimpleQueue[Callable[[], object]]
+_Ended = queue.SimpleQueue[BaseException | None]
+
+
+def in_parallel(
+    actions: Sequence[Callable[[], object]], jobs: int, cancel: threading.Event
+) -> None:
+    """Runs all actions, `jobs` at a time; on an error or an interrupt the rest is cancelled.
+
+    The threads are daemons: one that waits minutes for a registry's answer must not keep a process
+    alive whose user has asked for its end.
+    """
+    waiting: _Waiting = queue.SimpleQueue()
+    ended: _Ended = queue.SimpleQueue()
+    for action in actions:
+        waiting.put(action)
+    threads = [
+        threading.Thread(target=_work, args=(waiting, ended, cancel), daemon=True)
+        for _ in range(min(jobs, len(actions)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in actions:
+            error = ended.get()
+            if error is not None:
+                raise error
+    finally:
+        cancel.set()
+        for thread in threads:
+            thread.join(STOP_SECONDS / len(threads))
+
+
+def _work(waiting: _Waiting, ended: _Ended, cancel: threading.Event) -> None:
+    while not cancel.is_set():
+        try:
+            action = waiting.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+            ended.put(error)
+        else:
+            ended.put(None)
+
+
+def _is_foreign(layer: Descriptor) -> bool:
+    return "nondistributable" in layer.media_type or "foreign" in layer.media_type

@@ -1,0 +1,284 @@
+"""Retries, proxies, addresses and TLS, as far as they can be told without a registry."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ocis2i.auth import Keychain
+from ocis2i.errors import RegistryError
+from ocis2i.net import (
+    FINAL_SECONDS,
+    CancelledError,
+    Http,
+    Request,
+    RequestError,
+    Retries,
+    RetryPolicy,
+    check_foreign_address,
+    final_seconds,
+    origin,
+    proxy_for,
+    read_body,
+    redacted,
+    retry_after_seconds,
+    tls_context,
+)
+from ocis2i.registry import Registry
+from tests.fakes.registry import FakeRegistry
+
+BROKEN = RequestError("broken", kind="broken")
+
+
+def pauses(error: RequestError, jitter: float = 0.0) -> list[float | None]:
+    policy = RetryPolicy()
+    return [policy.pause_seconds(failures, error, jitter) for failures in range(1, 6)]
+
+
+def test_pauses_grow_up_to_a_cap_and_end() -> None:
+    assert pauses(BROKEN) == [
+        pytest.approx(0.3),
+        pytest.approx(0.9),
+        pytest.approx(2.7),
+        pytest.approx(8.0),
+        None,
+    ]
+    assert pauses(BROKEN, jitter=1.0)[0] == pytest.approx(0.15)
+
+
+def test_host_that_is_not_there_is_given_up_sooner() -> None:
+    error = RequestError("refused", kind="unreachable")
+    assert [pause is None for pause in pauses(error)] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 416, 501])
+def test_refusals_are_not_tried_again(status: int) -> None:
+    assert pauses(RequestError("no", kind="status", status=status)) == [None] * 5
+
+
+def test_certificates_and_redirects_are_not_tried_again() -> None:
+    assert pauses(RequestError("no", kind="certificate")) == [None] * 5
+    assert pauses(RequestError("no", kind="redirect")) == [None] * 5
+
+
+def test_retry_after_is_honoured_up_to_a_minute() -> None:
+    for asked, waited in ((0.0, 0.0), (7.0, 7.0), (3600.0, 60.0)):
+        error = RequestError("busy", kind="status", status=429, retry_after_seconds=asked)
+        assert pauses(error)[0] == waited
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "12"}, 12.0),
+        ({}, None),
+        ({"Retry-After": "soon"}, None),
+        (
+            {
+                "Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT",
+                "Date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            30.0,
+        ),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT"}, None),
+    ],
+)
+def test_retry_after_is_read(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(headers) == seconds
+
+
+def test_cancelled_wait_is_cut_short() -> None:
+    cancel = threading.Event()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        cancel.set()
+
+    def busy() -> None:
+        raise RequestError("busy", kind="status", status=429, retry_after_seconds=60)
+
+    with pytest.raises(CancelledError):
+        Retries(sleep).call(busy, cancel)
+    assert slept == [0.25]
+
+
+def test_redacted_url_has_neither_password_nor_query() -> None:
+    url = "https://ann:secret@example.com:5000/v2/a?signature=abc#part"
+    assert redacted(url) == "https://example.com:5000/v2/a"
+
+
+def test_origin_fills_in_the_port() -> None:
+    assert origin("https://Example.com/x") == origin("https://example.com:443/")
+    assert origin("http://example.com") != origin("https://example.com")
+    for url in ("ftp://example.com", "/path", "http://example.com:x/"):
+        with pytest.raises(RegistryError):
+            origin(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/", "https://10.0.0.1/t", "http://[::1]:80/", "http://127.0.0.1:9/"],
+)
+def test_private_address_of_another_host_is_refused(url: str) -> None:
+    with pytest.raises(RegistryError, match="private address"):
+        check_foreign_address(url, "https://example.com", "the token service")
+
+
+def test_own_and_public_addresses_are_fine() -> None:
+    check_foreign_address("http://127.0.0.1:5000/token", "http://127.0.0.1:5000", "it")
+    check_foreign_address("https://auth.example.com/token", "https://example.com", "it")
+
+
+@pytest.mark.parametrize(
+    ("url", "excepted", "proxied"),
+    [
+        ("https://example.com/", "", True),
+        ("https://example.com/", "other.example", True),
+        ("https://example.com/", "example.com", False),
+        ("https://sub.example.com/", "example.com", False),
+        ("https://sub.example.com/", ".example.com", False),
+        ("https://sub.example.com/", "*.example.com", False),
+        ("https://myexample.com/", "example.com", True),
+        ("https://example.com:5000/", "example.com:5000", False),
+        ("https://example.com/", "example.com:5000", True),
+        ("https://10.1.2.3/", "192.168.0.0/16, 10.0.0.0/8", False),
+        ("https://11.1.2.3/", "10.0.0.0/8", True),
+        ("https://example.com/", "*", False),
+        ("https://localhost:5000/", "", False),
+        ("https://[::1]:5000/", "", False),
+    ],
+)
+def test_proxy_exceptions(url: str, excepted: str, proxied: bool) -> None:
+    environment = {"HTTPS_PROXY": "proxy.example:3128", "NO_PROXY": excepted}
+    assert proxy_for(url, environment) == ("http://proxy.example:3128" if proxied else None)
+
+
+def test_proxy_names_in_lower_case_win_and_all_proxy_comes_last() -> None:
+    environment = {"HTTPS_PROXY": "http://upper", "https_proxy": "http://lower"}
+    assert proxy_for("https://example.com/", environment) == "http://lower"
+    assert proxy_for("http://example.com/", environment) is None
+    assert proxy_for("http://example.com/", {"all_proxy": "http://all"}) == "http://all"
+
+
+def test_password_of_a_proxy_is_not_told() -> None:
+    http = Http({"http_proxy": "http://ann:s3cret@127.0.0.1:1"}, tls_verify=False)
+    with pytest.raises(RequestError, match=r"through the proxy `http://127\.0\.0\.1:1`") as caught:
+        http.exchange(Request("GET", "http://registry.example/v2/"))
+    assert "s3cret" not in caught.value.message
+
+
+def test_big_commits_get_more_time() -> None:
+    assert final_seconds(1000) == FINAL_SECONDS
+    assert final_seconds(100 << 30) > FINAL_SECONDS
+
+
+def test_body_over_the_limit_is_refused() -> None:
+    with FakeRegistry() as fake:
+        fake.fail("GET", "/v2/", times=2, status=200, body=b"x" * 1000)
+        http = Http({})
+        request = Request("GET", f"http://{fake.host}/v2/")
+        assert len(read_body(http.exchange(request), 1000)) == 1000
+        with pytest.raises(RequestError, match="more than 999 bytes"):
+            read_body(http.exchange(request), 999)
+
+
+def test_request_does_not_show_its_authorization() -> None:
+    assert "s3cret" not in repr(Request("GET", "http://a/", authorization="Basic s3cret"))
+
+
+def test_netrc_and_cookies_play_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with FakeRegistry() as fake:
+        fake.fail("GET", "/v2/", status=200, headers={"Set-Cookie": "csrf=1"})
+        http = Http({})
+        for _ in range(2):
+            http.exchange(Request("GET", f"http://{fake.host}/v2/")).close()
+        assert all("authorization" not in entry.headers for entry in fake.log)
+        assert all("cookie" not in entry.headers for entry in fake.log)
+        assert fake.log[0].headers["accept-encoding"] == "identity"
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate with its key in one file."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is not installed")
+    path = tmp_path / "certificate.pem"
+    arguments = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -out {path}"
+    more = f"-keyout {tmp_path}/key.pem -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    argv = [program, *arguments.split(), *more.split()]
+    subprocess.run(argv, check=True, capture_output=True)
+    path.write_text(path.read_text() + (tmp_path / "key.pem").read_text())
+    return path
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[FakeRegistry]:
+    with FakeRegistry(certificate=certificate) as running:
+        yield running
+
+
+def status_of(host: str, environment: dict[str, str], *, tls_verify: bool = True) -> int:
+    http = Http(environment, tls_verify=tls_verify)
+    response = http.exchange(Request("GET", f"https://{host}/v2/"))
+    response.close()
+    http.close()
+    return response.status_code
+
+
+def test_unknown_certificate_is_refused_with_a_hint(secure: FakeRegistry) -> None:
+    with pytest.raises(RequestError, match="its certificate is not trusted") as caught:
+        status_of(secure.host, {})
+    assert caught.value.hint
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificate_named_in_the_environment_is_trusted(
+    secure: FakeRegistry, certificate: Path, name: str
+) -> None:
+    assert status_of(secure.host, {name: str(certificate)}) == 200
+
+
+def test_certificate_in_certs_d_is_trusted(
+    secure: FakeRegistry, certificate: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / ".config/containers/certs.d" / secure.host
+    directory.mkdir(parents=True)
+    shutil.copy(certificate, directory / "ca.crt")
+    assert status_of(secure.host, {"HOME": str(tmp_path)}) == 200
+
+
+def test_verification_can_be_turned_off(secure: FakeRegistry) -> None:
+    assert status_of(secure.host, {}, tls_verify=False) == 200
+
+
+def test_bad_certificate_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pem"
+    path.write_text("")
+    for name in (path, tmp_path / "absent.pem"):
+        with pytest.raises(RegistryError, match=name.name):
+            tls_context("example.com", {"SSL_CERT_FILE": str(name)}, verify=True)
+    assert tls_context("example.com", {}, verify=True).verify_mode == ssl.CERT_REQUIRED
+
+
+def test_untrusted_certificate_is_no_reason_for_plain_http(secure: FakeRegistry) -> None:
+    reference = secure.reference("app:1")
+    with pytest.raises(RegistryError, match="its certificate is not trusted"):
+        Registry(Keychain({}), environment={}).head_manifest(reference)
+    assert not secure.log
+    trusting = Registry(Keychain({}), environment={}, tls_verify=False)
+    assert trusting.head_manifest(reference) is None
+    assert secure.log
