@@ -30,12 +30,20 @@ from ocis2i.documents import (
     inspect_document,
     result_document,
 )
-from ocis2i.errors import Interrupted, Ocis2iError, UsageError, exit_code_of
+from ocis2i.errors import ImageError, Interrupted, Ocis2iError, UsageError, exit_code_of
 from ocis2i.images import Places, PullPolicy, from_store, inspect, obtain, push
 from ocis2i.launch import LaunchSpec, launch
 from ocis2i.outputs import parse_output
 from ocis2i.prune import prune
-from ocis2i.reference import Platform, Reference, RegistryLocation, parse_location
+from ocis2i.reference import (
+    Digest,
+    PathLocation,
+    Platform,
+    Reference,
+    RegistryLocation,
+    StoredLocation,
+    parse_location,
+)
 from ocis2i.registry import Registry
 from ocis2i.report import Lines, Quiet, Recorder, human_size, table
 from ocis2i.s2i import parse_variable
@@ -384,14 +392,26 @@ def _push(
     quiet: QuietFlag = False,
 ) -> None:
     """Send an image of the store to a registry, or write it to a path."""
-    with _context(
-        root=root, log_level=log_level, quiet=quiet, authfile=authfile, tls_verify=tls_verify
-    ) as context:
-        name = Reference.parse(image)
-        with context.store.in_use():
-            found = from_store(name, context.store)
-            target = parse_location(destination) if destination else RegistryLocation(name)
-            print(push(found, target, context.tools.places))
+    with (
+        _context(
+            root=root, log_level=log_level, quiet=quiet, authfile=authfile, tls_verify=tls_verify
+        ) as context,
+        context.store.in_use(),
+    ):
+        found = from_store(_stored_name(image), context.store)
+        target = parse_location(destination or image)
+        print(push(found, target, context.tools.places))
+
+
+def _stored_name(text: str) -> Reference | Digest:
+    """A name of the store, or a digest; raises `UsageError` for a place outside of it."""
+    match parse_location(text):
+        case RegistryLocation(reference):
+            return reference.with_default_tag()
+        case StoredLocation(digest):
+            return digest
+        case PathLocation():
+            raise UsageError(f"`{text}` is not a name of the store", hint="see `ocis2i images`")
 
 
 @app.command("images")
@@ -407,7 +427,7 @@ def _images(root: Root = None, as_json: AsJson = False) -> None:
         lines = [
             (
                 row["name"] or "<none>",
-                row["digest"][7:19],
+                row["digest"] if not row["name"] else row["digest"][:19],
                 row["created"] or "",
                 human_size(row["size"]),
             )
@@ -454,11 +474,10 @@ def _rm(
 ) -> None:
     """Take images out of the store; `prune` frees their space."""
     with _context(root=root) as context, context.store.in_use():
-        names = [Reference.parse(image).with_default_tag() for image in images]
-        for name in names:
-            from_store_entry = context.store.find(name)
-            if from_store_entry is None:
-                raise UsageError(
+        names = [_stored_name(image) for image in images]
+        for name in names:  # all or none
+            if context.store.find(name) is None:
+                raise ImageError(
                     f"image `{name}` is not in the store",
                     hint="`ocis2i images` lists what is there",
                 )

@@ -13,9 +13,14 @@ from pathlib import Path
 from ocis2i.errors import Ocis2iError, OutputError
 
 
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk is full: then no input is to blame, whatever was being done."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def explain(error: OSError, what: str) -> Ocis2iError:
     """The `OutputError` for an operating system's error; a full disk is named for what it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return OutputError(
             f"{what}: the disk is full",
             hint="free some space (`ocis2i prune`), or use another disk with --root",

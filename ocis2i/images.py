@@ -25,7 +25,15 @@ from ocis2i.manifest import (
     layer_type_as_oci,
 )
 from ocis2i.outputs import deliver, parse_output
-from ocis2i.reference import Location, PathLocation, Platform, Reference, RegistryLocation
+from ocis2i.reference import (
+    Digest,
+    Location,
+    PathLocation,
+    Platform,
+    Reference,
+    RegistryLocation,
+    StoredLocation,
+)
 from ocis2i.registry import Registry
 from ocis2i.store import Store
 from ocis2i.transfer import RegistryImage, in_parallel, push_image
@@ -83,6 +91,8 @@ def obtain(
     match location:
         case PathLocation():
             return _from_path(location, wanted, places)
+        case StoredLocation(digest):
+            return from_store(digest, places.store)
         case RegistryLocation(reference):
             name = reference.with_default_tag()
             if policy is not PullPolicy.ALWAYS:
@@ -118,19 +128,22 @@ def _fetch(layer: Descriptor, reference: Reference, places: Places) -> None:
     places.store.add_blob(layer, partial(places.registry.fetch_blob, reference, layer))
 
 
-def from_store(reference: Reference, store: Store) -> Obtained:
+def from_store(name: Reference | Digest, store: Store) -> Obtained:
     """An image that has to be in the store already; raises `ImageError`."""
-    found = _from_store(reference, None, store)
+    found = _from_store(name, None, store)
     if found is None:
+        shown = name if isinstance(name, Digest) else name.with_default_tag()
         raise ImageError(
-            f"image `{reference.with_default_tag()}` is not in the store",
+            f"image `{shown}` is not in the store",
             hint="`ocis2i images` lists what is there",
         )
     return found
 
 
-def _from_store(reference: Reference, platform: Platform | None, store: Store) -> Obtained | None:
-    manifest = store.find(reference)
+def _from_store(
+    name: Reference | Digest, platform: Platform | None, store: Store
+) -> Obtained | None:
+    manifest = store.find(name)
     if isinstance(manifest, Index):
         manifest = store.manifest(choose_platform(manifest, platform or Platform.of_host()))
     if not isinstance(manifest, Manifest):
@@ -139,8 +152,10 @@ def _from_store(reference: Reference, platform: Platform | None, store: Store) -
         return None
     image = decode_image(manifest, read_document(store, manifest.config))
     if platform:
-        _check_platform(image, platform, str(reference))
-    return Obtained(image, manifest, str(reference.with_default_tag()), reference)
+        _check_platform(image, platform, str(name))
+    if isinstance(name, Digest):
+        return Obtained(image, manifest, str(name), None)
+    return Obtained(image, manifest, str(name.with_default_tag()), name)
 
 
 def _from_path(location: PathLocation, platform: Platform, places: Places) -> Obtained:
@@ -190,13 +205,16 @@ def inspect(
 ) -> tuple[Manifest, bytes, str]:
     """Manifest, config bytes and name of an image, without fetching any layer.
 
-    A bare name is looked up in the store; `docker://NAME` asks the registry.
+    A bare name or a digest is looked up in the store; `docker://NAME` asks the registry.
     """
     wanted = platform or Platform.of_host()
     if isinstance(location, PathLocation):
         with open_image(location) as source:
             manifest = _one_manifest(source, wanted)
             return manifest, read_document(source, manifest.config), str(location)
+    if isinstance(location, StoredLocation):
+        found = from_store(location.digest, places.store)
+        return found.manifest, read_document(places.store, found.manifest.config), found.name
     reference = location.reference.with_default_tag()
     if location.explicit:
         manifest = _one_manifest(RegistryImage(places.registry, reference), wanted)
@@ -222,6 +240,10 @@ def push(found: Obtained, target: Location, places: Places) -> str:
         output = parse_output(str(target))
         delivered = deliver(output, found.image, encoded, places.store, name=found.reference)
         return f"{delivered.where}@{delivered.digest}"
+    if isinstance(target, StoredLocation):
+        raise UsageError(
+            f"`{found.name}` needs a name to be pushed to", hint="give it as second argument"
+        )
     reference = target.reference.with_default_tag()
     if reference.digest and reference.digest != encoded.descriptor.digest:
         raise UsageError(

@@ -11,6 +11,9 @@ from pathlib import Path
 
 OUTPUT_LIMIT = 1 << 20
 
+# A program that `spawn` started.
+Process = subprocess.Popen[bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -76,7 +79,7 @@ def run(
 
 def spawn(
     argv: Sequence[str], *, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
+) -> Process:
     """Starts a program that goes on beside us, in a session of its own, with nothing on stdin."""
     return subprocess.Popen(
         list(argv),
@@ -87,7 +90,7 @@ def spawn(
     )
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: Process) -> None:
     try:
         os.killpg(process.pid, 9)
     except ProcessLookupError:

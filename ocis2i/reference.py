@@ -222,7 +222,17 @@ class PathLocation:
         return f"{self.transport}:{self.path}" + (f":{self.name}" if self.name else "")
 
 
-Location = RegistryLocation | PathLocation
+@dataclass(frozen=True, slots=True)
+class StoredLocation:
+    """`sha256:…`: an image of the local store by the digest of its manifest, tagged or not."""
+
+    digest: Digest
+
+    def __str__(self) -> str:
+        return str(self.digest)
+
+
+Location = RegistryLocation | PathLocation | StoredLocation
 
 
 def parse_location(text: str) -> Location:
@@ -232,6 +242,8 @@ def parse_location(text: str) -> Location:
     """
     if text.startswith("docker://"):
         return RegistryLocation(Reference.parse(text.removeprefix("docker://")), explicit=True)
+    if text.startswith("sha256:") and len(text) == len("sha256:") + _HEX_LENGTH["sha256"]:
+        return StoredLocation(Digest.parse(text))
     for transport in _TRANSPORTS:
         if text.startswith(transport + ":"):
             return _path_location(text, transport, text[len(transport) + 1 :])

@@ -115,6 +115,8 @@ def resolve(
         found = {name: place for name in names if (place := _find(name, search)) is not None}
         _remove_taken(source, found.values())
     except OSError as error:
+        if is_full(error):
+            raise
         raise ScriptsError(f"cannot take the scripts: {error.strerror or error}") from error
     if scripts_url_flag and not any(place.origin == "flag" for place in found.values()):
         raise ScriptsError(

@@ -217,8 +217,11 @@ class Store:
             found.append(StoredImage(descriptor.annotations.get(REF_NAME, ""), descriptor))
         return tuple(found)
 
-    def find(self, name: Reference) -> Manifest | Index | None:
-        """The manifest or index that `name` (tag or digest) stands for; `None`: not there."""
+    def find(self, name: Reference | Digest) -> Manifest | Index | None:
+        """The manifest or index that `name` (with tag or digest) or a digest alone stands for.
+
+        `None`: not there.
+        """
         for image in self.images():
             if _matches(image, name):
                 return self.manifest(image.descriptor)
@@ -251,8 +254,11 @@ class Store:
 
         self._change_index(change)
 
-    def remove(self, name: Reference) -> bool:
-        """Takes an entry out; its blobs go with the next `prune`. False: there was none."""
+    def remove(self, name: Reference | Digest) -> bool:
+        """Takes an entry out, by digest all that have it; their blobs go with the next `prune`.
+
+        False: there was none.
+        """
         removed = False
 
         def change(images: list[StoredImage]) -> list[StoredImage]:
@@ -385,13 +391,15 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     file.write(data)
 
 
-def _matches(image: StoredImage, name: Reference) -> bool:
-    if name.digest:
-        return image.name == str(name) or (
-            image.descriptor.digest == name.digest
-            and (not image.name or Reference.parse(image.name).name == name.name)
-        )
-    return image.name == str(name.with_default_tag())
+def _matches(image: StoredImage, name: Reference | Digest) -> bool:
+    if isinstance(name, Digest):
+        return image.descriptor.digest == name
+    if name.digest is None:
+        return image.name == str(name.with_default_tag())
+    if image.name == str(name):
+        return True
+    same_repository = not image.name or Reference.parse(image.name).name == name.name
+    return same_repository and image.descriptor.digest == name.digest
 
 
 def _untagged(image: StoredImage) -> bool:

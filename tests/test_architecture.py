@@ -12,13 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
-errors reference manifest s2i settings spec events runner
+errors reference manifest s2i settings events runner
 syscalls fs proc net
-blobs tar layers compression archives agent
-unpack store auth registry images sources scripts rootfs isolation outputs
-report
-build
-cli __main__
+blobs tar layers compression agent archives
+store auth registry transfer outputs images sources scripts isolation unpack rootfs session
+spec build launch prune
+report documents cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.

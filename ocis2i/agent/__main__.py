@@ -236,4 +236,6 @@ def _first_process(parent: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # A parent that is gone, or has given up on us, needs no answer.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        main()

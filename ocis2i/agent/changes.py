@@ -195,7 +195,8 @@ class Scanner:
         if kind == stat.S_IFLNK:
             return self._symlink(directory, name, path, facts)
         if kind == stat.S_IFIFO:
-            return Change(_member(path, tar.FIFO, facts))
+            first = self._first_link(path, facts)
+            return Change(_member(path, tar.HARD_LINK if first else tar.FIFO, facts, target=first))
         if kind == stat.S_IFREG:
             return self._regular(directory, name, path, facts)
         return None  # block devices cannot be made in a user namespace
@@ -242,15 +243,15 @@ class Scanner:
         member = _member(path, tar.REGULAR, facts, xattrs=xattrs)._replace(size=facts.st_size)
         return Change(member, fd)
 
-    def _first_link(self, path: bytes, facts: os.stat_result) -> bytes | None:
-        """The first path seen of the same file, `None` when this is the first."""
+    def _first_link(self, path: bytes, facts: os.stat_result) -> bytes:
+        """The first path seen of the same file, empty when this is the first."""
         if facts.st_nlink == 1:
-            return None
+            return b""
         key = (facts.st_dev, facts.st_ino)
         if key in self._links:
             return self._links[key]
         self._links[key] = path
-        return None
+        return b""
 
     def _as_it_was(
         self,
@@ -308,8 +309,16 @@ def _member(
     )
 
 
-def _facts(facts: os.stat_result) -> tuple[int, int, int, int, int]:
-    return (facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size, facts.st_mtime_ns)
+def _facts(facts: os.stat_result) -> tuple[int, ...]:
+    # The number of links too: a name that was copied up is no longer one of the base's links.
+    return (
+        facts.st_mode,
+        facts.st_nlink,
+        facts.st_uid,
+        facts.st_gid,
+        facts.st_size,
+        facts.st_mtime_ns,
+    )
 
 
 def _stat_base(base: int, name: bytes) -> os.stat_result | None:

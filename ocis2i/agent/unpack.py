@@ -18,6 +18,7 @@ from ocis2i.agent.tree import (
     ORIGIN_XATTR,
     OVERLAY_XATTR,
     remove_tree,
+    resolve,
 )
 from ocis2i.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
 from ocis2i.tar import Header
@@ -178,10 +179,8 @@ class _Unpacker:
             self._implied.add(path)
         except FileExistsError:
             # A dangling link: what it names is made, inside the root.
-            target = os.readlink(last, dir_fd=parent)
-            start = b"" if target.startswith(b"/") else above + b"/"
-            grand, name = split_name(start + target)
-            return self._parent(grand + b"/" + name if grand else name)
+            found, missing = resolve(self._root, path)
+            self._parent(b"/".join(part for part in (found, missing) if part))
         return syscalls.open_in_root(self._root, path, _PARENT)
 
     def _forget_parents(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ocis2i.errors import (
     UsageError,
 )
 from ocis2i.isolation.ids import map_ids, subordinate_ids, user_name
-from ocis2i.proc import spawn
+from ocis2i.proc import Process, spawn
 
 Reply = dict[str, Any]
 
@@ -41,7 +40,7 @@ _ERRORS: dict[str, type[Ocis2iError]] = {
 class Agent:
     """A running agent. Requests are answered one at a time; not for several threads."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(self, process: Process, channel: socket.socket) -> None:
         self._process = process
         self._channel = channel
 

@@ -13,7 +13,7 @@ from ocis2i.manifest import Encoded, Image
 from ocis2i.outputs.archive import write_archive
 from ocis2i.outputs.docker_archive import write_docker_archive
 from ocis2i.outputs.layout import write_layout
-from ocis2i.reference import DEFAULT_TAG, Digest, Reference, RegistryLocation, parse_location
+from ocis2i.reference import DEFAULT_TAG, Digest, PathLocation, Reference, parse_location
 
 # What may stand in `org.opencontainers.image.ref.name` (image-spec, annotations.md), without `@`,
 # which asks for a digest when the image is read.
@@ -67,7 +67,7 @@ class Delivered:
 def parse_output(text: str) -> Output:
     """Reads the value of `--output`; raises `UsageError`."""
     location = parse_location(text)
-    if isinstance(location, RegistryLocation):
+    if not isinstance(location, PathLocation):
         raise UsageError(
             f"`{text}` is not a directory or file to write to",
             hint="use --push for a registry; "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ocis2i.errors import SourceError
 from ocis2i.events import Notice, Report
+from ocis2i.fs import is_full
 from ocis2i.s2i import SourceInfo as SourceInfo
 from ocis2i.s2i import redact_url
 from ocis2i.settings import Settings
@@ -57,6 +58,8 @@ def fetch(source: Source, into: Path, *, settings: Settings, report: Report) -> 
     try:
         info = _fetch(source, into, settings, report)
     except OSError as error:
+        if is_full(error):
+            raise
         raise SourceError(f"cannot fetch the source: {error.strerror or error}") from error
     return SourceTree(into, info)
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from ocis2i.errors import SourceError
 from ocis2i.events import Notice, Report
+from ocis2i.fs import is_full
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
 from ocis2i.sources.ignore import (
     DEFAULT_EXCLUDE,
@@ -302,6 +303,8 @@ class _Copy:
             try:
                 self._entry(source, target, name, replace(child, dropped=dropped))
             except OSError as error:
+                if is_full(error):
+                    raise
                 raise SourceError(
                     f"cannot copy `{shown(child.path)}`: {error.strerror or error}"
                 ) from error

@@ -53,9 +53,9 @@ class Program:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def ok(self, *arguments: str | Path, **variables: str) -> Done:
+    def ok(self, *arguments: str | Path, timeout: float = 300, **variables: str) -> Done:
         """Runs one command line that has to succeed."""
-        done = self(*arguments, **variables)
+        done = self(*arguments, timeout=timeout, **variables)
         assert done.code == 0, f"exit code {done.code}\n{done.out}\n{done.err}"
         return done
 
