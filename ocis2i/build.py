@@ -24,7 +24,7 @@ from ocis2i.manifest import (
 )
 from ocis2i.outputs import Delivered, deliver
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
-from ocis2i.runner import BindMount, Runner, RunResult, RunSpec, Stdio
+from ocis2i.runner import HOSTNAME, BindMount, Runner, RunResult, RunSpec, Stdio
 from ocis2i.s2i import (
     IMAGE_METADATA_PATH,
     Contract,
@@ -101,6 +101,7 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
             rootfs = prepare(here.agent, here.directory, inputs.layers, mounts)
             run = _plan_assemble(spec, inputs, rootfs, mounts, here)
             rootfs.mount()
+            _check_interpreter(run, rootfs)
         with stage(tools.report, "assemble", inputs.scripts["assemble"].url):
             ran = _assemble(runner, rootfs, run, tools.report)
             labels = _labels(spec, inputs, rootfs)
@@ -221,7 +222,7 @@ def process_environment(
 ) -> tuple[str, ...]:
     """`environment` with what an engine adds: `PATH`, `HOME` and `HOSTNAME` where missing."""
     names = {entry.partition("=")[0] for entry in environment}
-    added = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": "ocis2i"}
+    added = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": HOSTNAME}
     defaults = tuple(f"{name}={value}" for name, value in added.items() if name not in names)
     extra = tuple(f"{name}={value}" for name, value in more.items() if name not in names)
     return (*environment, *defaults, *extra)
@@ -245,6 +246,21 @@ def _check_scripts(inputs: _Inputs, rootfs: Rootfs) -> None:
                 f"the script `{place.path_in_image}` of the builder `{inputs.builder.name}` "
                 "is not executable"
             )
+
+
+def _check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
+    """A script whose first line names a program that is not there fails without a word why."""
+    path = run.argv[0]
+    first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
+    words = first.removeprefix("#!").split() if first.startswith("#!") else []
+    # What the user mounts is not there yet.
+    mounted = any(words and words[0].startswith(mount.target) for mount in run.mounts)
+    if words and not mounted and rootfs.modes([words[0]])[0] is None:
+        raise ScriptError(
+            f"the script `{path}` needs `{words[0]}`, which the builder does not have",
+            script_exit_code=127,
+            hint="change its first line, or add the program to the builder",
+        )
 
 
 def _assemble(runner: Runner, rootfs: Rootfs, run: RunSpec, report: Report) -> RunResult:

@@ -31,6 +31,7 @@ from ocis2i.documents import (
     result_document,
 )
 from ocis2i.errors import ImageError, Interrupted, Ocis2iError, UsageError, exit_code_of
+from ocis2i.fs import explain, is_full
 from ocis2i.images import Places, PullPolicy, from_store, inspect, obtain, push
 from ocis2i.launch import LaunchSpec, launch
 from ocis2i.outputs import parse_output
@@ -602,10 +603,17 @@ def invoke(arguments: Sequence[str]) -> int:
     except Ocis2iError as error:
         return _fail(error)
     except typer.TyperException as error:
+        # The command itself has not read its flags.
+        _State.as_json = "--json" in arguments and arguments[0] != "run"
         return _fail(_usage_error(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:
+        if not is_full(error):
+            raise
+        # Every file that is made can be the one too many.
+        return _fail(explain(error, f"`{error.filename or 'the store'}` cannot be written"))
     except (KeyboardInterrupt, typer.Abort):
         return _fail(Interrupted(signal.SIGINT))
     return code if isinstance(code, int) else 0

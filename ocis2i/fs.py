@@ -25,7 +25,8 @@ def explain(error: OSError, what: str) -> Ocis2iError:
             f"{what}: the disk is full",
             hint="free some space (`ocis2i prune`), or use another disk with --root",
         )
-    where = f" (`{os.fsdecode(error.filename)}`)" if error.filename else ""
+    named = isinstance(error.filename, str | bytes)  # calls by descriptor give its number
+    where = f" (`{os.fsdecode(error.filename)}`)" if named else ""
     return OutputError(f"{what}: {error.strerror or error}{where}")
 
 

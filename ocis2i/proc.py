@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ocis2i import syscalls
 
 OUTPUT_LIMIT = 1 << 20
 
@@ -63,6 +66,7 @@ def run(
         env=dict(environment),
         cwd=cwd,
         start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock is taken
     ) as process:
         try:
             out, err = process.communicate(stdin, timeout=timeout_seconds)
@@ -88,6 +92,11 @@ def spawn(
         pass_fds=tuple(pass_fds),
         start_new_session=True,
     )
+
+
+def _die_with_parent() -> None:
+    """In the child: a program must not outlive us, however we end (prctl(2), PR_SET_PDEATHSIG)."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill_group(process: Process) -> None:

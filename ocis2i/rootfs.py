@@ -54,7 +54,14 @@ class Rootfs:
 
     def read_text(self, path: str, *, limit: int = 1 << 20) -> str | None:
         """A small regular file of the image or, once mounted, of the container; `None`: none."""
-        answer = self._agent.request("read", root=self._top, path=path, limit=limit)
+        return self._read(path, limit, head=False)
+
+    def read_head(self, path: str, size: int) -> str | None:
+        """The first `size` bytes of a regular file; `None`: there is none."""
+        return self._read(path, size, head=True)
+
+    def _read(self, path: str, limit: int, *, head: bool) -> str | None:
+        answer = self._agent.request("read", root=self._top, path=path, limit=limit, head=head)
         return None if answer["text"] is None else str(answer["text"])
 
     def modes(self, paths: Sequence[str]) -> list[int | None]:

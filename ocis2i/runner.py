@@ -25,6 +25,9 @@ ROOT_CAPABILITIES = (
     "CAP_SYS_CHROOT",
 )
 
+# What a container calls itself, in its own UTS namespace.
+HOSTNAME = "ocis2i"
+
 OutputLine = Callable[[Literal["stdout", "stderr"], str], None]
 
 
@@ -47,7 +50,7 @@ class RunSpec:
     cwd: str
     identity: Identity
     mounts: tuple[BindMount, ...] = ()
-    hostname: str = "ocis2i"
+    hostname: str = HOSTNAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Literal
 
 from ocis2i.errors import ScriptsError, SourceError, UsageError
 from ocis2i.events import Notice, Report
+from ocis2i.fs import is_full
 from ocis2i.s2i import (
     DEFAULT_DESTINATION,
     ENVIRONMENT_PATH,

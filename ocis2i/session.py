@@ -12,7 +12,7 @@ from ocis2i.fs import Lock, remove_tree
 from ocis2i.isolation.agent import Agent, agent
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.runc import Runc
-from ocis2i.runner import BindMount, Runner, choose
+from ocis2i.runner import HOSTNAME, BindMount, Runner, choose
 from ocis2i.settings import Settings
 from ocis2i.store import Store
 
@@ -38,13 +38,18 @@ class Session:
 
     def network_files(self) -> tuple[BindMount, ...]:
         """Name resolution as the host has it, for a container in the host's network."""
+        # The container's own name must resolve: Java, for one, asks for it.
+        own = {_HOSTS: f"127.0.0.1\t{HOSTNAME}\n".encode()}
         mounts = []
         for name in (_RESOLVER, _HOSTS):
             copy = self.directory / name
             try:
-                copy.write_bytes(Path("/etc", name).read_bytes())
+                content = Path("/etc", name).read_bytes()
             except FileNotFoundError:
-                copy.write_bytes(b"")
+                content = b""
+            if content and not content.endswith(b"\n"):
+                content += b"\n"
+            copy.write_bytes(content + own.get(name, b""))
             mounts.append(BindMount(str(copy), f"/etc/{name}", read_only=True, directory=False))
         return tuple(mounts)
 

@@ -95,7 +95,7 @@ class Store:
     def _set_up(self) -> None:
         marker = self.root / "store.json"
         if marker.exists():
-            version = json.loads(marker.read_bytes() or b"{}").get("version")
+            version = _version_of(marker)
             if version != _VERSION:
                 raise OutputError(
                     f"the store `{self.root}` has version {version}, this ocis2i knows {_VERSION}",
@@ -316,19 +316,19 @@ class Store:
         return self.root / "layers" / diff_id.algorithm / diff_id.hex
 
     def layer(self, diff_id: Digest) -> LayerRecord | None:
-        """The unpacked layer, `None` while it is not there."""
+        """The unpacked layer, `None` while it is not there, or not whole."""
         path = self.layer_path(diff_id)
         try:
             record = json.loads((path / "layer.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            return LayerRecord(
+                path / "fs",
+                tuple(record["implied"]),
+                record["entries"],
+                record["size"],
+                record["boot_id"],
+            )
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return LayerRecord(
-            path / "fs",
-            tuple(record["implied"]),
-            record["entries"],
-            record["size"],
-            record["boot_id"],
-        )
 
     def layer_lock(self, diff_id: Digest) -> contextlib.AbstractContextManager[Lock]:
         """Held by whoever unpacks this layer."""
@@ -365,18 +365,28 @@ class Store:
     @contextmanager
     def new_build(self) -> Iterator[tuple[Path, Lock]]:
         """A new build's directory and its lock, held to the end. The caller empties it."""
-        name = secrets.token_hex(6)
-        path = self.root / "builds" / name
+        path = self.root / "builds" / secrets.token_hex(6)
+        scratch = self.new_scratch_directory()
         try:
-            path.mkdir()
-            lock = Lock(path / "lock")
+            lock = Lock(scratch / "lock")
         except OSError as error:
+            scratch.rmdir()
             raise explain(error, "a build cannot be started") from error
         try:
             lock.acquire()
+            # A build that nobody has locked counts as dead: it is not seen before.
+            scratch.replace(path)
             yield path, lock
         finally:
             lock.release()
+
+
+def _version_of(marker: Path) -> object:
+    try:
+        document = json.loads(marker.read_bytes())
+    except ValueError:
+        return "unknown"
+    return document.get("version") if isinstance(document, dict) else "unknown"
 
 
 def _check_size(file: BinaryIO, descriptor: Descriptor) -> None:
@@ -398,8 +408,15 @@ def _matches(image: StoredImage, name: Reference | Digest) -> bool:
         return image.name == str(name.with_default_tag())
     if image.name == str(name):
         return True
-    same_repository = not image.name or Reference.parse(image.name).name == name.name
+    same_repository = not image.name or _without_tag(image.name) == name.name
     return same_repository and image.descriptor.digest == name.digest
+
+
+def _without_tag(name: str) -> str:
+    """The repository in an entry's name; other tools may have put names that we would refuse."""
+    head = name.partition("@")[0]
+    colon = head.rfind(":")
+    return head[:colon] if colon > head.rfind("/") else head
 
 
 def _untagged(image: StoredImage) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ocis2i.blobs import CHUNK
 from ocis2i.compression import DiffIdReader, open_decompressed
-from ocis2i.errors import ImageError, Ocis2iError
+from ocis2i.errors import ImageError, Ocis2iError, PolicyError
 from ocis2i.events import Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.manifest import Image, Layer
@@ -45,6 +45,9 @@ def _ensure(
         record = store.layer(layer.diff_id)  # by a build that had the lock before us
         if record and _is_whole(record, layer, store, agent):
             return record
+        # What a crash left of the layer, or of its record.
+        place = store.layer_path(layer.diff_id)
+        agent.request("remove", parent=str(place.parent), name=place.name)
         _unpack(layer, store, agent, report, size_limit=size_limit)
     record = store.layer(layer.diff_id)
     if record is None:
@@ -61,7 +64,7 @@ def boot_id() -> str:
 
 
 def _is_whole(record: LayerRecord, layer: Layer, store: Store, agent: Agent) -> bool:
-    """Whether a layer survived the crash or reboot since it was unpacked; if not, it is removed.
+    """Whether a layer survived the crash or reboot since it was unpacked.
 
     File systems that order data before sizes (ext4, xfs) show an unwritten file as too short.
     """
@@ -71,8 +74,6 @@ def _is_whole(record: LayerRecord, layer: Layer, store: Store, agent: Agent) -> 
     if (found["entries"], found["size"]) == (record.entries, record.size_bytes):
         store.confirm_layer(layer.diff_id, replace(record, boot_id=boot_id()))
         return True
-    place = store.layer_path(layer.diff_id)
-    agent.request("remove", parent=str(place.parent), name=place.name)
     return False
 
 
@@ -82,7 +83,7 @@ def _unpack(layer: Layer, store: Store, agent: Agent, report: Report, *, size_li
     try:
         try:
             answer = _stream(layer, store, agent, scratch / "fs", size_limit)
-        except ImageError as error:
+        except (ImageError, PolicyError) as error:
             raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
         if answer["devices"]:
             report(Notice("info", f"{name}: {answer['devices']} device nodes left out"))

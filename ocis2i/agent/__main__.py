@@ -7,9 +7,11 @@ environment that holds nothing. See `docs/decisions/0001-agent.md`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
+import stat
 import sys
 
 if __name__ == "__main__":
@@ -98,18 +100,25 @@ class Agent:
         return {}
 
     def read(self, request: Request, _: list[int]) -> Reply:
-        """Reads a small regular file inside `root`; `null` when there is none."""
+        """Reads a small regular file inside `root`, or its `head`; `null` when there is none."""
         with mounts.opened(request["root"]) as root:
             try:
                 fd = syscalls.open_in_root(
                     root, os.fsencode(request["path"]), os.O_RDONLY | os.O_NONBLOCK
                 )
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            except OSError as error:
+                if error.errno in _NOTHING_THERE:
+                    return {"text": None}
+                raise
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return {"text": None}
-        with os.fdopen(fd, "rb") as file:
-            if os.fstat(fd).st_mode & 0o170000 != 0o100000:
-                return {"text": None}
-            data = file.read(request["limit"] + 1)
+            with os.fdopen(os.dup(fd), "rb") as file:
+                data = file.read(request["limit"] + 1)
+        finally:
+            os.close(fd)
+        if request.get("head"):
+            data = data[: request["limit"]]
         if len(data) > request["limit"]:
             raise AgentError(
                 "image", f"`{request['path']}` is larger than {request['limit']} bytes"
@@ -182,6 +191,9 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "measure": Agent.measure,
 }
 
+# A link in a circle leads to nothing, and a socket or a device without a driver cannot be opened.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+
 _NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
 
 
@@ -216,7 +228,9 @@ def main() -> None:
         _first_process(parent)
         os._exit(0)
     parent.close()
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 def _first_process(parent: socket.socket) -> None:

@@ -14,14 +14,19 @@ from typing import BinaryIO, NamedTuple
 
 from ocis2i import tar
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, OVERLAY_XATTR, read_xattrs
+from ocis2i.agent.tree import (
+    DIRECTORY,
+    ESCAPED_XATTR,
+    OPAQUE_XATTR,
+    OVERLAY_XATTR,
+    read_xattrs,
+)
 from ocis2i.layers import Entry, Member, ReservedNameError, TarPolicy, Whiteout, encode_entry
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CHUNK = 1 << 20
 _DEEPEST = 1000
 _KEPT = (b"user.", b"system.posix_acl_", b"security.capability")
-_ESCAPED = OVERLAY_XATTR + b"overlay."
 
 
 class Change(NamedTuple):
@@ -179,7 +184,7 @@ class Scanner:
             other.st_mode,
             other.st_uid,
             other.st_gid,
-        ) and image_xattrs(fd) == image_xattrs(base)
+        ) and image_xattrs(fd) == image_xattrs(base, mounted=True)
 
     # --- everything else ---
 
@@ -266,7 +271,7 @@ class Scanner:
             return False
         other = os.open(name, _FILE, dir_fd=base)
         try:
-            if image_xattrs(other) != xattrs:
+            if image_xattrs(other, mounted=True) != xattrs:
                 return False
             same = _same_content(fd, other)
         finally:
@@ -275,16 +280,17 @@ class Scanner:
         return same
 
 
-def image_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...]:
+def image_xattrs(fd: int, *, mounted: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """The extended attributes that belong into an image, sorted.
 
     Overlayfs' own marks are left out; those it escaped for the container get their name back.
+    `mounted` is seen through overlayfs, which did both already.
     """
     found = []
     for name, value in read_xattrs(fd):
-        if name.startswith(_ESCAPED):
-            found.append((OVERLAY_XATTR + name[len(_ESCAPED) :], value))
-        elif name.startswith(_KEPT) and not name.startswith(OVERLAY_XATTR):
+        if name.startswith(ESCAPED_XATTR) and not mounted:
+            found.append((OVERLAY_XATTR + name[len(ESCAPED_XATTR) :], value))
+        elif name.startswith(_KEPT) and (mounted or not name.startswith(OVERLAY_XATTR)):
             found.append((name, value))
     return tuple(sorted(found))
 

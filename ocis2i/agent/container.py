@@ -212,6 +212,16 @@ def _mask(path: str) -> None:
 
 # --- the payload ---
 
+# Python ignores the first two, the agent the others; an exec keeps that, and a shell cannot even
+# trap what was ignored when it started (POSIX `trap`).
+_NOT_INHERITED = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)
+
 
 def _payload(process: Config, errors: int) -> NoReturn:
     argv, environment = process["args"], dict(v.split("=", 1) for v in process["env"])
@@ -220,10 +230,11 @@ def _payload(process: Config, errors: int) -> NoReturn:
         for limit in process["rlimits"]:
             number = getattr(resource, limit["type"])
             resource.setrlimit(number, (limit["soft"], limit["hard"]))
+        _give_pipes(process["user"])
         _become(process["user"], process["capabilities"]["bounding"])
         if process["noNewPrivileges"]:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        for number in _NOT_INHERITED:
             signal.signal(number, signal.SIG_DFL)
         os.umask(0o022)
         os.chdir(process["cwd"])
@@ -233,6 +244,14 @@ def _payload(process: Config, errors: int) -> NoReturn:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
         _complain(errors, "exec", f"`{argv[0]}` cannot be started: {error.strerror}")
+
+
+def _give_pipes(user: Config) -> None:
+    """Scripts write to /dev/stderr by name: its pipe must be the user's own, as runc has it."""
+    for number in range(3):
+        # Anonymous pipes alone: a file or terminal belongs to whoever started us, and stays so.
+        if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+            os.fchown(number, user["uid"], user["gid"])
 
 
 def _become(user: Config, names: list[str]) -> None:

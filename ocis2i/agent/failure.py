@@ -22,7 +22,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT)
 
 def explain(error: OSError, what: str) -> AgentError:
     """An operating system's error as a sentence; a full disk is named for what it is."""
-    place = os.fsdecode(error.filename) if error.filename else ""
+    named = isinstance(error.filename, str | bytes)  # calls by descriptor give its number
+    place = os.fsdecode(error.filename) if named else ""
     said = error.strerror or str(error)
     if error.errno in _DISK:
         return AgentError(

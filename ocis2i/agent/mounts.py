@@ -67,7 +67,7 @@ def prepare(build: str, lowers: list[LowerLayer], targets: list[Target]) -> list
         if made:
             _mount_base(build)
     with opened(f"{build}/base") as base, opened(f"{build}/upper") as upper:
-        copy_attributes(base, upper)
+        copy_attributes(base, upper, mounted=True)
     return sorted(set(made))
 
 
@@ -254,7 +254,7 @@ def _look_like(base: int, path: bytes, target: int) -> None:
         source = syscalls.open_in_root(base, path, DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return
-    copy_attributes(source, target)
+    copy_attributes(source, target, mounted=True)
     os.close(source)
 
 
@@ -278,8 +278,12 @@ def _place_one(build: str, upper: int, base: int, upload: Upload) -> str:
 
 
 def _give_missing(directory: int, found: bytes, parent: bytes, upload: Upload) -> None:
-    # A destination that the image lacks is the assemble user's: the script works in it.
-    if len(parent) > len(found):
+    if len(parent) <= len(found):
+        return
+    if parent == b"tmp":
+        os.fchmod(directory, 0o1777)  # everybody's, as in the images that have it
+    else:
+        # A destination that the image lacks is the assemble user's: the script works in it.
         os.fchown(directory, upload.uid, upload.gid)
 
 

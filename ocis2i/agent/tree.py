@@ -13,6 +13,7 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Overlayfs keeps its own marks in this namespace; with `userxattr` it hides them from containers
 # and shows `user.overlay.overlay.X` as `user.overlay.X` (Documentation/filesystems/overlayfs.rst).
 OVERLAY_XATTR = b"user.overlay."
+ESCAPED_XATTR = OVERLAY_XATTR + b"overlay."
 OPAQUE_XATTR = "user.overlay.opaque"
 ORIGIN_XATTR = "user.overlay.origin"
 
@@ -38,6 +39,7 @@ def _empty(parent_fd: int, name: bytes | str) -> None:
     top = os.open(name, DIRECTORY, dir_fd=parent_fd)
     try:
         pending = [entry for entry in os.listdir(top) if _unlink(top, entry)]
+        taken = frozenset(pending)
         serial = 0
         while pending:
             current = pending.pop()
@@ -45,7 +47,8 @@ def _empty(parent_fd: int, name: bytes | str) -> None:
             try:
                 for entry in os.listdir(inner):
                     if _unlink(inner, entry):
-                        lifted = f".ocis2i-{serial}"
+                        while (lifted := f".ocis2i-{serial}") in taken:
+                            serial += 1
                         serial += 1
                         os.rename(entry, lifted, src_dir_fd=inner, dst_dir_fd=top)
                         pending.append(lifted)
@@ -91,12 +94,17 @@ def measure(path: str) -> tuple[int, int]:
     return entries, size
 
 
-def copy_attributes(source: int, target: int) -> None:
-    """Owner, mode, times and extended attributes of one open directory to another."""
+def copy_attributes(source: int, target: int, *, mounted: bool = False) -> None:
+    """Owner, mode, times and extended attributes of one open directory to another.
+
+    The source is a layer's own directory or, `mounted`, what overlayfs shows of it.
+    """
     facts = os.fstat(source)
     os.fchown(target, facts.st_uid, facts.st_gid)
     for name, value in read_xattrs(source):
-        if not name.startswith(OVERLAY_XATTR):
+        if mounted and name.startswith(OVERLAY_XATTR):
+            os.setxattr(target, ESCAPED_XATTR + name[len(OVERLAY_XATTR) :], value)
+        elif name.startswith(ESCAPED_XATTR) or not name.startswith(OVERLAY_XATTR):
             os.setxattr(target, name, value)
     os.fchmod(target, stat.S_IMODE(facts.st_mode))
     os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))

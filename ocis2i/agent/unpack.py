@@ -29,6 +29,21 @@ _CACHED = 64
 _CHUNK = 1 << 20
 _WHITEOUT_MODE = 0o020000  # S_IFCHR
 _DEEPEST = 1000
+_LAST_ID = 2**32 - 2  # the one above means "leave it" to chown(2)
+# Errors that no honest entry meets: the archive's fault, and not the host's.
+_ITS_OWN_FAULT = frozenset(
+    (
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENOTDIR,
+        errno.ENOENT,  # a symbolic link to the empty name
+        errno.EPERM,  # a hard link to a directory
+        errno.EMLINK,
+        errno.EINVAL,
+        errno.ERANGE,  # the name of an extended attribute
+        errno.E2BIG,  # its value
+    )
+)
 
 
 class Limits(NamedTuple):
@@ -70,7 +85,7 @@ def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
 
 def _explain(error: OSError, name: bytes) -> AgentError:
     shown = name.decode(errors="backslashreplace")
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+    if error.errno in _ITS_OWN_FAULT:
         return AgentError("image", f"entry `{shown}` cannot be unpacked: {error.strerror}")
     return explain(error, f"entry `{shown}` cannot be unpacked")
 
@@ -326,20 +341,26 @@ def _set_attributes_by_name(fd: int, name: bytes, header: Header) -> None:
 
 
 def _own(target: int | bytes, header: Header, directory: int | None = None) -> None:
+    if not (0 <= header.uid <= _LAST_ID and 0 <= header.gid <= _LAST_ID):
+        raise _not_mapped(header)
     try:
         if isinstance(target, int):
             os.fchown(target, header.uid, header.gid)
         else:
             os.chown(target, header.uid, header.gid, dir_fd=directory, follow_symlinks=False)
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        raise AgentError(
-            "image",
-            f"entry `{os.fsdecode(header.name)}` belongs to {header.uid}:{header.gid}, "
-            "which is not among the mapped ids",
-            "give the user 65536 subordinate ids in /etc/subuid and /etc/subgid",
-        ) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise _not_mapped(header) from error
+        raise
+
+
+def _not_mapped(header: Header) -> AgentError:
+    return AgentError(
+        "image",
+        f"entry `{os.fsdecode(header.name)}` belongs to {header.uid}:{header.gid}, "
+        "which is not among the mapped ids",
+        "give the user 65536 subordinate ids in /etc/subuid and /etc/subgid",
+    )
 
 
 def _times(header: Header) -> tuple[int, int]:

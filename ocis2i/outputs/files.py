@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from ocis2i.blobs import CHUNK, Readable
 from ocis2i.errors import OutputError
+from ocis2i.fs import sync_directory
 
 _HINTS = {
     errno.ENOSPC: "free some space or write to another file system",
@@ -44,21 +45,45 @@ def whole_file(target: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
     It is written under another name in `scratch` (default: the directory of `target`; it must be
     on the same file system), reaches the disk and is renamed, so that nobody ever sees a part.
     """
-    temporary = (scratch or target.parent) / f".tmp-{secrets.token_hex(8)}"
-    # Readable and writable as the umask allows, unlike the files of `tempfile`.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o666)
+    directory = scratch or target.parent
+    temporary = directory / f".tmp-{secrets.token_hex(8)}"
+    descriptor, named = _new_file(directory, temporary)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not named:
+                _give_name(file.fileno(), temporary)
         temporary.replace(target)
         sync_directory(target.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def _new_file(directory: Path, temporary: Path) -> tuple[int, bool]:
+    """A new file and whether it has a name; one without (O_TMPFILE, open(2)) dies with us.
+
+    Readable and writable as the umask allows, unlike the files of `tempfile`.
+    """
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666), False
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(temporary, flags, 0o666), True
+
+
+def _give_name(descriptor: int, name: Path) -> None:
+    # With a directory descriptor Python calls linkat(2), which follows the link in /proc.
+    here = os.open(name.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=here, follow_symlinks=True)
+    finally:
+        os.close(here)
 
 
 @contextmanager
@@ -83,15 +108,6 @@ def _followed(path: Path) -> Path:
         return path.resolve()
     except RuntimeError as error:  # what Python before 3.13 calls a circle of links
         raise OutputError(f"cannot write `{path}`: its links lead in a circle") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def copy(source: Readable, out: BinaryIO) -> int:
