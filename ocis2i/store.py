@@ -150,6 +150,17 @@ class Store:
             ) from None
         return VerifiedReader(stream, descriptor, "the store")
 
+    def drop_if_damaged(self, descriptor: Descriptor) -> bool:
+        """Removes a blob that is not what its name says, so that it can be fetched again."""
+        try:
+            with self.open_blob(descriptor) as reader:
+                while reader.read(CHUNK):
+                    pass
+        except ImageError:
+            self.blob_path(descriptor.digest).unlink(missing_ok=True)
+            return True
+        return False
+
     @contextmanager
     def scratch_file(self) -> Iterator[BinaryIO]:
         """A new file in `tmp/`, open for reading and writing, gone at the end unless adopted."""

@@ -84,7 +84,10 @@ def _unpack(layer: Layer, store: Store, agent: Agent, report: Report, *, size_li
         try:
             answer = _stream(layer, store, agent, scratch / "fs", size_limit)
         except (ImageError, PolicyError) as error:
-            raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+            hint = error.hint
+            if store.drop_if_damaged(layer.descriptor):
+                hint = "the damaged blob was removed from the store; the next try gets it anew"
+            raise type(error)(f"{name}: {error.message}", hint=hint) from error
         if answer["devices"]:
             report(Notice("info", f"{name}: {answer['devices']} device nodes left out"))
         measured = agent.request("measure", path=str(scratch / "fs"))
@@ -105,6 +108,7 @@ def _stream(
     layer: Layer, store: Store, agent: Agent, into: Path, size_limit: int
 ) -> dict[str, Any]:
     """Sends the plain tar to the agent; returns its answer once all digests are right."""
+    blob = store.open_blob(layer.descriptor)
     read_end, write_end = os.pipe()
     try:
         agent.post(
@@ -116,7 +120,6 @@ def _stream(
     finally:
         os.close(read_end)
     failure: Ocis2iError | None = None
-    blob = store.open_blob(layer.descriptor)
     with blob, os.fdopen(write_end, "wb", buffering=0) as pipe:
         try:
             plain = open_decompressed(blob, layer.descriptor.media_type, what="its blob")

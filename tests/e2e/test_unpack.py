@@ -535,9 +535,12 @@ def test_a_layer_that_was_damaged_in_the_store_is_found_out(sandbox: Sandbox) ->
         data[30] ^= 0xFF
         blob.chmod(0o644)
         blob.write_bytes(data)
-        with pytest.raises(ImageError, match="layer `sha256:"):
+        with pytest.raises(ImageError, match="layer `sha256:") as caught:
             unpack_image(sandbox, here)
         assert list(layers.iterdir()) == []
+        assert "removed from the store" in str(caught.value.hint)
+        unpack_image(sandbox, here)
+        assert len(list(layers.iterdir())) == 1
 
 
 @pytest.mark.parametrize("record", ["", '{"impl', "[]", '{"implied": []}'])
