@@ -254,7 +254,8 @@ def _check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
     first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
     words = first.removeprefix("#!").split() if first.startswith("#!") else []
     # What the user mounts is not there yet.
-    mounted = any(words and words[0].startswith(mount.target) for mount in run.mounts)
+    mounted = any(f"{word}/".startswith(f"{mount.target}/") for word in words[:1]
+                  for mount in run.mounts)  # fmt: skip
     if words and not mounted and rootfs.modes([words[0]])[0] is None:
         raise ScriptError(
             f"the script `{path}` needs `{words[0]}`, which the builder does not have",

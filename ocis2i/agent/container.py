@@ -59,8 +59,8 @@ Config = dict[str, Any]
 def start(config: Config, rootfs: str, stdio: list[int]) -> int:
     """Starts the config's process; returns the pid whose end is the container's end.
 
-    Raises `AgentError` of kind `isolation` when the container cannot be set up, of kind `exec`
-    when its program cannot be started.
+    Raises `AgentError` of kind `isolation` when the container cannot be set up, of kind
+    `not-found` or `not-executable` when its program cannot be started.
     """
     receive, send = os.pipe()
     pid = os.fork()
@@ -243,7 +243,8 @@ def _payload(process: Config, errors: int) -> NoReturn:
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
-        _complain(errors, "exec", f"`{argv[0]}` cannot be started: {error.strerror}")
+        kind = "not-executable" if error.errno == errno.EACCES else "not-found"
+        _complain(errors, kind, f"`{argv[0]}` cannot be started: {error.strerror}")
 
 
 def _give_pipes(user: Config) -> None:

@@ -35,6 +35,8 @@ _ERRORS: dict[str, type[Ocis2iError]] = {
     "policy": PolicyError,
     "usage": UsageError,
 }
+# What a shell says of a program that cannot be started.
+_EXIT_CODES = {"not-found": 127, "not-executable": 126}
 
 
 class Agent:
@@ -96,8 +98,8 @@ class Agent:
 
 def _error(answer: Reply) -> Ocis2iError:
     kind, message, hint = str(answer.get("kind")), str(answer["error"]), answer.get("hint")
-    if kind == "exec":
-        return ScriptError(message, script_exit_code=127, hint=hint)
+    if kind in _EXIT_CODES:
+        return ScriptError(message, script_exit_code=_EXIT_CODES[kind], hint=hint)
     return _ERRORS.get(kind, IsolationError)(message, hint=hint)
 
 

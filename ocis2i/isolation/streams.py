@@ -14,6 +14,9 @@ from ocis2i.runner import OutputLine, Stdio
 
 # How long a process may take to end after it was told to, before it is killed.
 GRACE_SECONDS = 8.0
+# When a script is told again: a command that it started just after the first signal got none, and
+# the shell that waits for it, as first process of its pid namespace, ignores signals.
+_AGAIN_SECONDS = (0.5, 2.0)
 _LONGEST_LINE = 64 << 10
 _CHUNK = 64 << 10
 
@@ -87,6 +90,7 @@ class _Follower:
         self._code: int | None = None
         self._interrupted: Interrupted | None = None
         self._deadline: float | None = None
+        self._again: list[float] = []
 
     def follow(self) -> int:
         """To the end of the process and of its output. Raises `Interrupted` after a signal."""
@@ -110,14 +114,19 @@ class _Follower:
 
     def _step(self) -> bool:
         """Takes what has come; false when the patience with a dead process's pipes is over."""
-        timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        moments = [*self._again[:1], *([] if self._deadline is None else [self._deadline])]
+        timeout = max(0.0, min(moments) - time.monotonic()) if moments else None
         events = self._selector.select(timeout)
+        if self._again and time.monotonic() >= self._again[0]:
+            del self._again[0]
+            self._pass_on()
         for key, _ in events:
             if key.fd == self._agent.fileno():
                 self._take_reply()
             else:
                 self._take_output(key.fd)
-        if events or self._deadline is None or time.monotonic() < self._deadline:
+        # Also while there is output: a script may print for ever and ignore every signal.
+        if self._deadline is None or time.monotonic() < self._deadline:
             return True
         if self._code is None:
             self._agent.kill()
@@ -142,5 +151,12 @@ class _Follower:
             raise interrupted
         self._interrupted = interrupted
         if self._code is None:
-            self._agent.post("signal", number=interrupted.signal_number)
-            self._deadline = time.monotonic() + GRACE_SECONDS
+            self._pass_on()
+            now = time.monotonic()
+            self._deadline = now + GRACE_SECONDS
+            # A server that is tried out may take a second signal for impatience.
+            self._again = [now + pause for pause in _AGAIN_SECONDS] if self._splitters else []
+
+    def _pass_on(self) -> None:
+        if self._interrupted and self._code is None:
+            self._agent.post("signal", number=self._interrupted.signal_number)
