@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -51,7 +52,8 @@ def skopeo_copy(source: Path | str, target: Path | str, *options: str) -> None:
 
 def umoci_unpack(layout: Path, name: str, bundle: Path) -> Path:
     """Unpacks an image with umoci (as root: with owners); its root directory."""
-    _run("umoci", "unpack", "--image", f"{layout}:{name}", str(bundle))
+    rootless = () if os.geteuid() == 0 else ("--rootless",)
+    _run("umoci", "unpack", *rootless, "--image", f"{layout}:{name}", str(bundle))
     return bundle / "rootfs"
 
 
