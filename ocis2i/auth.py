@@ -258,8 +258,15 @@ def _matching_keys(auths: Mapping[str, Any], reference: Reference) -> Iterator[s
             if key in auths:
                 yield key
     for key in auths:
-        if key.startswith(("http://", "https://")) and urlsplit(key).netloc in hosts:
+        if _host_of_url(key) in hosts:
             yield key
+
+
+def _host_of_url(key: str) -> str | None:
+    try:
+        return urlsplit(key).netloc if key.startswith(("http://", "https://")) else None
+    except ValueError:
+        return None
 
 
 def _decode_entry(entry: Mapping[str, Any], path: Path, key: str) -> Credentials | None:

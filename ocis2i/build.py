@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.compression import compress
-from ocis2i.errors import PolicyError, ScriptError, ScriptsError, UsageError
+from ocis2i.errors import ImageError, PolicyError, ScriptError, ScriptsError, UsageError
 from ocis2i.events import Notice, Report, ScriptOutput, stage
 from ocis2i.fs import explain
 from ocis2i.images import Obtained, Places, obtain
+from ocis2i.isolation.ids import MAPPED_IDS
 from ocis2i.manifest import (
     OCI_LAYER,
     Descriptor,
@@ -99,7 +101,7 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
         mounts = (*here.network_files(), *spec.mounts)
         with stage(tools.report, "prepare", f"{len(inputs.layers)} layers, {runner.name}"):
             rootfs = prepare(here.agent, here.directory, inputs.layers, mounts)
-            run = _plan_assemble(spec, inputs, rootfs, mounts, here)
+            run = _plan_assemble(spec, inputs, rootfs, mounts)
             rootfs.mount()
             _check_interpreter(run, rootfs)
         with stage(tools.report, "assemble", inputs.scripts["assemble"].url):
@@ -182,7 +184,6 @@ def _plan_assemble(
     inputs: _Inputs,
     rootfs: Rootfs,
     mounts: tuple[BindMount, ...],
-    here: Session,
 ) -> RunSpec:
     """Puts source and scripts into place and says what is to run."""
     runtime = inputs.builder.image.config.runtime
@@ -195,11 +196,8 @@ def _plan_assemble(
         Upload(f"upload/{name}", f"{destination}/{name}", identity.uid, identity.gid)
         for name in ("src", "scripts")
     ]
-    if rootfs.modes([cwd])[0] is None:
-        # As Docker does when a container of such an image is made.
-        (here.directory / "upload/workdir").mkdir()
-        uploads.append(Upload("upload/workdir", cwd, 0, 0))
     rootfs.place(uploads)
+    make_working_directory(cwd, rootfs)
     more = {} if spec.clamp_seconds is None else {"SOURCE_DATE_EPOCH": str(spec.clamp_seconds)}
     return RunSpec(
         argv=(inputs.scripts["assemble"].path_in_image,),
@@ -211,16 +209,41 @@ def _plan_assemble(
 
 
 def identify(user: str, rootfs: Rootfs) -> Identity:
-    """Looks a user up in the image's own passwd and group files."""
-    return resolve_user(
+    """Looks a user up in the image's own passwd and group files.
+
+    Raises `ImageError` for one that is not there, or whose ids no container here can have.
+    """
+    found = resolve_user(
         user, rootfs.read_text("/etc/passwd") or "", rootfs.read_text("/etc/group") or ""
     )
+    largest = max(found.uid, found.gid, *found.groups)
+    if largest >= MAPPED_IDS:
+        raise ImageError(
+            f"user `{user}` has the id {largest}, and containers have those up to {MAPPED_IDS - 1}",
+            hint="choose another user with --assemble-user, or with --user of `ocis2i run`",
+        )
+    return found
+
+
+def make_working_directory(cwd: str, rootfs: Rootfs) -> None:
+    """Makes a `WORKDIR` that the image lacks, as Docker does when it makes a container."""
+    if "\0" in cwd:
+        raise ImageError(f"the working directory `{cwd}` of the image has a zero byte")
+    mode = rootfs.modes([cwd])[0]
+    if mode is None:
+        rootfs.make_directory(cwd)
+    elif not stat.S_ISDIR(mode):
+        raise ImageError(f"the working directory `{cwd}` is no directory in the image")
 
 
 def process_environment(
     environment: tuple[str, ...], identity: Identity, more: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """`environment` with what an engine adds: `PATH`, `HOME` and `HOSTNAME` where missing."""
+    """`environment` with what an engine adds: `PATH`, `HOME` and `HOSTNAME` where missing.
+
+    What an image has as a name alone is not set, as Docker has it.
+    """
+    environment = tuple(entry for entry in environment if entry.find("=") > 0)
     names = {entry.partition("=")[0] for entry in environment}
     added = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": HOSTNAME}
     defaults = tuple(f"{name}={value}" for name, value in added.items() if name not in names)

@@ -34,7 +34,7 @@ from ocis2i.errors import ImageError, Interrupted, Ocis2iError, UsageError, exit
 from ocis2i.fs import explain, is_full
 from ocis2i.images import Places, PullPolicy, from_store, inspect, obtain, push
 from ocis2i.launch import LaunchSpec, launch
-from ocis2i.outputs import parse_output
+from ocis2i.outputs import Delivered, parse_output
 from ocis2i.prune import prune
 from ocis2i.reference import (
     Digest,
@@ -150,6 +150,7 @@ def _context(
     authfile: str | None = None,
     tls_verify: bool = True,
 ) -> Iterator[_Context]:
+    cwd = _working_directory()
     settings = Settings.from_environ(os.environ, root=root or _State.root)
     show = Quiet(sys.stderr) if quiet else Lines(sys.stderr, log_level=log_level)
     recorder = Recorder(show, lambda: datetime.now(UTC))
@@ -161,9 +162,26 @@ def _context(
     ) as registry:
         places = Places(store, registry, recorder)
         try:
-            yield _Context(Tools(settings, places, recorder, Path.cwd()), recorder, show)
-        finally:
-            show.close()
+            try:
+                yield _Context(Tools(settings, places, recorder, cwd), recorder, show)
+            finally:
+                show.close()
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"there is no current directory: {error.strerror}", hint="change to one that exists"
+        ) from error
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads our output any more. Typer would end with 1 for the operating system's own."""
 
 
 class _State:
@@ -264,7 +282,10 @@ def _build(
     compression: Annotated[
         str, typer.Option("--compression", metavar="NAME", help="gzip, zstd or none.")
     ] = "gzip",
-    compression_level: Annotated[int | None, typer.Option("--compression-level")] = None,
+    compression_level: Annotated[
+        int | None,
+        typer.Option("--compression-level", help="0 to 9 for gzip, 1 to 19 for zstd."),
+    ] = None,
     isolation: Isolation = None,
     authfile: AuthFile = None,
     tls_verify: TlsVerify = True,
@@ -284,7 +305,7 @@ def _build(
         spec = BuildSpec(
             source=parse_source(
                 source,
-                cwd=Path.cwd(),
+                cwd=context.tools.cwd,
                 ref=ref,
                 context_dir=context_dir,
                 copy=copy,
@@ -345,9 +366,15 @@ def _compression(name: str, level: int | None) -> tuple[Compression, int | None]
 
 
 def _absolute(path: str | None, flag: str) -> str | None:
-    if path is not None and (not path.startswith("/") or "\0" in path):
+    if path is None:
+        return None
+    if not path.startswith("/") or "\0" in path:
         raise UsageError(f"{flag} is `{path}`", hint="it must be an absolute path in the image")
-    return path.rstrip("/") or "/" if path else None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} is `{path}`", hint="an image config holds UTF-8 alone") from None
+    return path.rstrip("/") or "/"
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -362,8 +389,10 @@ def _pull(
     root: Root = None,
     log_level: LogLevel = 0,
     quiet: QuietFlag = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch an image from its registry into the store."""
+    _State.as_json = as_json
     with _context(
         root=root, log_level=log_level, quiet=quiet, authfile=authfile, tls_verify=tls_verify
     ) as context:
@@ -376,7 +405,8 @@ def _pull(
             )
         with context.store.in_use():
             found = obtain(location, wanted, PullPolicy.ALWAYS, context.tools.places)
-        print(f"{location.reference.name}@{found.manifest.descriptor.digest}")
+        place = Delivered(location.reference.name, found.manifest.descriptor.digest)
+        _print_place(place, as_json=as_json)
 
 
 @app.command("push")
@@ -391,8 +421,10 @@ def _push(
     root: Root = None,
     log_level: LogLevel = 0,
     quiet: QuietFlag = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send an image of the store to a registry, or write it to a path."""
+    _State.as_json = as_json
     with (
         _context(
             root=root, log_level=log_level, quiet=quiet, authfile=authfile, tls_verify=tls_verify
@@ -401,7 +433,23 @@ def _push(
     ):
         found = from_store(_stored_name(image), context.store)
         target = parse_location(destination or image)
-        print(push(found, target, context.tools.places))
+        _print_place(push(found, target, context.tools.places), as_json=as_json)
+
+
+def _print_place(place: Delivered, *, as_json: bool) -> None:
+    reference = f"{place.where}@{place.digest}"
+    if as_json:
+        _print_json(
+            {
+                "version": 1,
+                "state": "succeeded",
+                "where": place.where,
+                "digest": str(place.digest),
+                "reference": reference,
+            }
+        )
+    else:
+        print(reference)
 
 
 def _stored_name(text: str) -> Reference | Digest:
@@ -472,8 +520,10 @@ def _inspect(
 def _rm(
     images: Annotated[list[str], typer.Argument(help="Images of the store.")],
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take images out of the store; `prune` frees their space."""
+    _State.as_json = as_json
     with _context(root=root) as context, context.store.in_use():
         names = [_stored_name(image) for image in images]
         for name in names:  # all or none
@@ -484,7 +534,10 @@ def _rm(
                 )
         for name in names:
             context.store.remove(name)
-            print(name)
+            if not as_json:
+                print(name)
+        if as_json:
+            _print_json({"version": 1, "removed": [str(name) for name in names]})
 
 
 @app.command("prune")
@@ -531,7 +584,9 @@ def _run(
     env: Environment = None,
     volume: Volume = None,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Who runs it.")] = None,
-    workdir: Annotated[str | None, typer.Option("--workdir", "-w", metavar="DIR")] = None,
+    workdir: Annotated[
+        str | None, typer.Option("--workdir", "-w", metavar="DIR", help="Where to run it.")
+    ] = None,
     entrypoint: Annotated[
         str | None, typer.Option("--entrypoint", help="Instead of the image's Entrypoint.")
     ] = None,
@@ -590,14 +645,30 @@ _DOCKER_ONLY_FLAGS = frozenset("--url -U --cert --key --ca --tls --tlsverify".sp
 
 def main() -> NoReturn:
     """The console script."""
+    _open_standard_streams()
     sys.exit(invoke(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Opens those that the caller closed, or a blob would get the number that output is sent to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python has none for a closed descriptor, whatever its stubs say.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code. Prints every expected error."""
     _State.root, _State.recorder, _State.as_json = None, None, False
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        # A shell's background jobs ignore the first; nohup(1) means it.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         code = app(args=list(arguments), prog_name="ocis2i", standalone_mode=False)
     except Ocis2iError as error:
@@ -606,9 +677,10 @@ def invoke(arguments: Sequence[str]) -> int:
         # The command itself has not read its flags.
         _State.as_json = "--json" in arguments and arguments[0] != "run"
         return _fail(_usage_error(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+    except (_ReaderGoneError, BrokenPipeError):
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if not is_full(error):
             raise
@@ -663,4 +735,9 @@ def _unknown_verb(message: str) -> str | None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # a path that is no UTF-8, or a terminal that is not
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(text + "\n")

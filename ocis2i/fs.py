@@ -58,9 +58,10 @@ def write_atomic(path: Path, data: bytes, *, scratch: Path, mode: int = 0o644) -
 class Lock:
     """An advisory lock on a file (flock(2)); gone when its holder is, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        self._fd = os.open(path, flags, 0o600)
 
     def fileno(self) -> int:
         """The descriptor that holds the lock; a child that inherits it holds it too."""

@@ -24,7 +24,7 @@ from ocis2i.manifest import (
     encode_image,
     layer_type_as_oci,
 )
-from ocis2i.outputs import deliver, parse_output
+from ocis2i.outputs import Delivered, deliver, parse_output
 from ocis2i.reference import (
     Digest,
     Location,
@@ -223,7 +223,7 @@ def inspect(
     return found.manifest, read_document(places.store, found.manifest.config), found.name
 
 
-def push(found: Obtained, target: Location, places: Places) -> str:
+def push(found: Obtained, target: Location, places: Places) -> Delivered:
     """Sends an image of the store to a registry or writes it to a path; where it is now.
 
     Pushed are the manifest's own bytes. Raises `RegistryError` or `OutputError`.
@@ -238,8 +238,7 @@ def push(found: Obtained, target: Location, places: Places) -> str:
         if found.manifest.descriptor.media_type != OCI_MANIFEST:
             encoded = encode_image(found.image)
         output = parse_output(str(target))
-        delivered = deliver(output, found.image, encoded, places.store, name=found.reference)
-        return f"{delivered.where}@{delivered.digest}"
+        return deliver(output, found.image, encoded, places.store, name=found.reference)
     if isinstance(target, StoredLocation):
         raise UsageError(
             f"`{found.name}` needs a name to be pushed to", hint="give it as second argument"
@@ -259,4 +258,4 @@ def push(found: Obtained, target: Location, places: Places) -> str:
         mount_from=mount_from,
         jobs=places.jobs,
     )
-    return f"{reference.name}@{encoded.descriptor.digest}"
+    return Delivered(reference.name, encoded.descriptor.digest)

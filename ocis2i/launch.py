@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ocis2i.build import identify, process_environment
+from ocis2i.build import identify, make_working_directory, process_environment
 from ocis2i.errors import UsageError
 from ocis2i.events import Report
 from ocis2i.images import Obtained
@@ -47,12 +47,14 @@ def launch(
         mounts = (*here.network_files(), *spec.mounts)
         rootfs = prepare(here.agent, here.directory, layers, mounts)
         identity = identify(spec.user or runtime.user, rootfs)
+        cwd = spec.working_dir or runtime.working_dir or "/"
+        make_working_directory(cwd, rootfs)
         rootfs.mount()
         environment = merge_environment(runtime.env, spec.environment)
         run = RunSpec(
             argv,
             process_environment(environment, identity, {}),
-            spec.working_dir or runtime.working_dir or "/",
+            cwd,
             identity,
             mounts,
         )

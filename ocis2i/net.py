@@ -178,7 +178,10 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 def redacted(url: str) -> str:
     """`url` without user, password, query and fragment, all of which may hold secrets."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(a malformed address)"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -428,7 +431,10 @@ class Http:
                 adapter.close()
 
     def _redirected(self, request: Request, status: int, location: str) -> Request:
-        target = urljoin(request.url, location)
+        try:
+            target = urljoin(request.url, location)
+        except ValueError:
+            target = location  # `origin` refuses it
         if request.method not in ("GET", "HEAD") and status not in (307, 308):
             raise RequestError(f"{request} was redirected with status {status}", kind="redirect")
         scheme, _, _ = origin(target)
@@ -460,7 +466,8 @@ class Http:
                 timeout=(CONNECT_SECONDS, request.read_seconds),
                 proxies={scheme: proxy} if proxy else {},
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            # A malformed address, of a proxy too, is often a plain ValueError.
             raise _failure(request, error, proxy) from error
 
     def _adapter(self, host: str) -> _Adapter:

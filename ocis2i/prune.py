@@ -31,8 +31,8 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
     Raises `OutputError` when something cannot be removed.
     """
     search_path = settings.environment.get("PATH")
-    dead = dead_builds(store)
     with store.alone() as alone:
+        dead = dead_builds(store, alone=alone)
         if not alone:
             _remove(dead, search_path)
             return Pruned(builds=len(dead), busy=True)

@@ -47,6 +47,10 @@ class Rootfs:
         listed = [[item.name, item.path, item.uid, item.gid] for item in uploads]
         self._agent.request("place", build=self.build, uploads=listed)
 
+    def make_directory(self, path: str) -> None:
+        """Makes a directory of root's that the image lacks; after `place`, before `mount`."""
+        self._agent.request("make", build=self.build, path=path)
+
     def mount(self) -> None:
         """Mounts the writable tree; nothing may be placed afterwards."""
         self._agent.request("mount", build=self.build)
@@ -101,6 +105,9 @@ def prepare(
     """
     targets = [[path, True] for path in MOUNT_TARGETS]
     targets += [[mount.target, mount.directory] for mount in mounts]
-    lowers = [[str(layer.tree), list(layer.implied)] for layer in layers]
+    # Overlayfs refuses a directory twice (ELOOP), and images often have one layer several times:
+    # every empty layer is the same. Whatever it brings or hides counts where it comes last.
+    distinct = {layer.tree: layer for layer in reversed(layers)}
+    lowers = [[str(layer.tree), list(layer.implied)] for layer in reversed(distinct.values())]
     answer = agent.request("prepare", build=str(directory), lowers=lowers, targets=targets)
     return Rootfs(agent, directory, tuple(answer["ours"]))

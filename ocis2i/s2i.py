@@ -185,6 +185,8 @@ def parse_variable(text: str) -> tuple[str, str]:
         raise UsageError(f"invalid variable `{text}`", hint="write it as NAME=VALUE")
     if "\0" in text:
         raise UsageError(f"the value of variable `{name}` holds a NUL byte")
+    if _as_utf8(text) != text:
+        raise UsageError(f"variable `{_as_utf8(name)}` is not UTF-8 text, which an image config is")
     return name, value
 
 
@@ -270,7 +272,12 @@ def generated_labels(
         f"{build}source-location": redact_url(source.location),
         f"{build}source-context-dir": source.context_dir,
     }
-    return {key: value for key, value in labels.items() if value}
+    return {key: _as_utf8(value) for key, value in labels.items() if value}
+
+
+def _as_utf8(text: str) -> str:
+    """`text` as JSON can hold it: bytes of a path that are no UTF-8 are written as `\\udcXX`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def check_label_size(labels: Mapping[str, str]) -> None:
@@ -382,7 +389,7 @@ def resolve_user(text: str, passwd: str, group: str) -> Identity:
 
 
 def _find_passwd(user: str, number: int | None, passwd: str) -> Identity | None:
-    for line in passwd.splitlines():
+    for line in passwd.split("\n"):
         name, _, uid_text, gid_text, _, home, *_ = [*line.strip().split(":"), *[""] * 6]
         uid, gid = _number(uid_text), _number(gid_text)
         if uid is None or gid is None:
@@ -405,7 +412,7 @@ def _group_id(wanted: str, group: str) -> int:
 
 
 def _groups(text: str) -> Iterable[tuple[str, int, list[str]]]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, _, gid_text, members, *_ = [*line.strip().split(":"), *[""] * 4]
         gid = _number(gid_text)
         if gid is not None:

@@ -45,11 +45,12 @@ class Session:
             copy = self.directory / name
             try:
                 content = Path("/etc", name).read_bytes()
-            except FileNotFoundError:
+            except OSError:  # none, a link to nothing, or not for us to read
                 content = b""
             if content and not content.endswith(b"\n"):
                 content += b"\n"
             copy.write_bytes(content + own.get(name, b""))
+            copy.chmod(0o644)  # for every user of the container, whatever the umask
             mounts.append(BindMount(str(copy), f"/etc/{name}", read_only=True, directory=False))
         return tuple(mounts)
 
@@ -83,11 +84,18 @@ def remove_leftovers(paths: Sequence[Path], *, search_path: str | None) -> list[
     return []
 
 
-def dead_builds(store: Store) -> list[Path]:
-    """Directories of builds whose process is gone."""
+def dead_builds(store: Store, *, alone: bool) -> list[Path]:
+    """Directories of builds whose process is gone; `alone`: nobody else uses the store."""
     dead = []
     for directory in sorted((store.root / "builds").iterdir()):
-        lock = Lock(directory / "lock")
+        try:
+            lock = Lock(directory / "lock", create=False)
+        except FileNotFoundError:
+            # Its build is about to remove it, and must not find a new file in it, or was killed
+            # at that.
+            if alone:
+                dead.append(directory)
+            continue
         try:
             if lock.acquire(wait=False):
                 dead.append(directory)

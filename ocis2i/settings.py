@@ -36,9 +36,11 @@ class Settings:
         `root` (a flag) wins over the environment. Raises `UsageError`.
         """
         home = Path(environ.get("HOME") or "/")
-        data = Path(environ.get("XDG_DATA_HOME") or home / ".local/share")
+        data = Path(environ.get("XDG_DATA_HOME") or "")
+        if not data.is_absolute():  # then it does not count (XDG Base Directory Specification)
+            data = home / ".local/share"
         chosen = root or environ.get("OCIS2I_ROOT")
-        store_root = Path(chosen).absolute() if chosen else data / "ocis2i"
+        store_root = Path(chosen or data / "ocis2i").absolute()
         limit = _number(environ, "OCIS2I_LAYER_LIMIT", "bytes", 1 << 62)
         return cls(
             store_root,

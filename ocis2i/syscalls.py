@@ -7,6 +7,7 @@ operation in it. Imports nothing of ocis2i and starts fast: the agent depends on
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -40,8 +41,14 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
 
-# include/uapi/asm-generic/unistd.h: the same number on every architecture since 5.6.
+# The same in mount flags and in the attributes of mount_setattr(2).
+MOUNT_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+
+# include/uapi/asm-generic/unistd.h: the same numbers on every architecture; since 5.6 and 5.12.
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -75,6 +82,22 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
             os.fsencode(source), os.fsencode(target), kind.encode(), flags, options.encode() or None
         ),
         f"mount {kind or 'bind'} on {target}",
+    )
+
+
+def mount_setattr(target: str, attributes: int) -> None:
+    """mount_setattr(2): sets attributes of a mount and of all mounts below it."""
+    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_MOUNT_SETATTR),
+            ctypes.c_int(_AT_FDCWD),
+            ctypes.c_char_p(os.fsencode(target)),
+            ctypes.c_uint(_AT_RECURSIVE),
+            ctypes.c_char_p(wanted),
+            ctypes.c_size_t(len(wanted)),
+        ),
+        f"mount_setattr {target}",
     )
 
 
@@ -124,6 +147,8 @@ def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
 
     Absolute links and `..` stay inside, whoever made them. Returns a descriptor, close-on-exec.
     """
+    if b"\0" in path:  # C would stop reading there, and find something else
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), os.fsdecode(path))
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     result = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2),

@@ -49,7 +49,7 @@ class Agent:
             finally:
                 for fd in fds:
                     os.close(fd)
-            send(self._parent, reply)
+            send(self._parent, {"id": request.get("id"), **reply})
 
     def _answer(self, request: Request, fds: list[int]) -> Reply:
         operation = _OPERATIONS.get(request["op"])
@@ -83,6 +83,11 @@ class Agent:
         """Moves uploads into the writable side."""
         uploads = [mounts.Upload(*upload) for upload in request["uploads"]]
         return {"paths": mounts.place(request["build"], uploads)}
+
+    def make(self, request: Request, _: list[int]) -> Reply:
+        """Makes a directory in the writable side, with those above it."""
+        mounts.make_directory(request["build"], request["path"])
+        return {}
 
     def mount(self, request: Request, _: list[int]) -> Reply:
         """Mounts the rootfs."""
@@ -179,6 +184,7 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "unpack": Agent.unpack,
     "prepare": Agent.prepare,
     "place": Agent.place,
+    "make": Agent.make,
     "mount": Agent.mount,
     "unmount": Agent.unmount,
     "release": Agent.release,

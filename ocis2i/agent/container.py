@@ -6,6 +6,7 @@ It takes the same OCI runtime config that runc gets (runtime-spec `config.json`,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -28,6 +29,7 @@ _NAMESPACES = (
 )
 _FLAGS = {
     "ro": syscalls.MS_RDONLY,
+    "rro": syscalls.MS_RDONLY,
     "nosuid": syscalls.MS_NOSUID,
     "nodev": syscalls.MS_NODEV,
     "noexec": syscalls.MS_NOEXEC,
@@ -174,8 +176,13 @@ def _mount(root: int, rootfs: str, mount: Config) -> None:
         syscalls.mount(mount["source"], target, mount["type"], flags, ",".join(options))
         return
     syscalls.mount(mount["source"], target, "", flags & (syscalls.MS_BIND | syscalls.MS_REC))
-    if flags & syscalls.MS_RDONLY:
-        _make_read_only(target)
+    try:
+        syscalls.mount_setattr(target, flags & syscalls.MOUNT_ATTRIBUTES)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # before 5.12
+            raise
+        if flags & syscalls.MS_RDONLY:
+            _make_read_only(target)
 
 
 def _is_below_dev(path: str) -> bool:
@@ -245,6 +252,8 @@ def _payload(process: Config, errors: int) -> NoReturn:
     except OSError as error:
         kind = "not-executable" if error.errno == errno.EACCES else "not-found"
         _complain(errors, kind, f"`{argv[0]}` cannot be started: {error.strerror}")
+    except ValueError as error:  # what no kernel takes: a zero byte, a variable without a name
+        _complain(errors, "isolation", f"`{argv[0]}` cannot be started: {error}")
 
 
 def _give_pipes(user: Config) -> None:
@@ -252,7 +261,9 @@ def _give_pipes(user: Config) -> None:
     for number in range(3):
         # Anonymous pipes alone: a file or terminal belongs to whoever started us, and stays so.
         if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
-            os.fchown(number, user["uid"], user["gid"])
+            # One that another user of the host made (`su`, a service manager) is not ours to give.
+            with contextlib.suppress(PermissionError):
+                os.fchown(number, user["uid"], user["gid"])
 
 
 def _become(user: Config, names: list[str]) -> None:

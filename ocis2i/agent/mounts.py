@@ -54,6 +54,8 @@ def prepare(build: str, lowers: list[LowerLayer], targets: list[Target]) -> list
         os.mkdir(f"{build}/{name}", 0o755)
     for number, layer in enumerate(reversed(lowers)):
         os.symlink(layer.path, f"{build}/layers/{number}")
+    if not lowers:
+        os.mkdir(f"{build}/layers/0", 0o755)  # read-only, overlayfs wants two directories at least
     with opened(f"{build}/shim") as shim:
         _copy_root(shim, lowers)
         _mount_base(build)
@@ -85,6 +87,18 @@ def place(build: str, uploads: list[Upload]) -> list[str]:
     """Moves uploaded trees into the writable side; before `mount`. Returns their real paths."""
     with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
         return [_place_one(build, upper, base, upload) for upload in uploads]
+
+
+def make_directory(build: str, path: str) -> None:
+    """`mkdir -p` of `path` in the writable side; after `place`, before `mount`."""
+    with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
+        found, missing = resolve(base, os.fsencode(path))
+        if not missing:
+            return
+        try:
+            os.close(_make_directories(upper, base, found + b"/" + missing if found else missing))
+        except OSError as error:
+            raise explain(error, f"the directory `{path}` cannot be made") from error
 
 
 def mount(build: str) -> None:

@@ -45,6 +45,7 @@ class Agent:
     def __init__(self, process: Process, channel: socket.socket) -> None:
         self._process = process
         self._channel = channel
+        self._serial = 0
 
     def fileno(self) -> int:
         """The channel's descriptor, to wait for a reply."""
@@ -52,17 +53,22 @@ class Agent:
 
     def post(self, operation: str, *fds: int, **fields: object) -> None:
         """Sends a request without waiting for its reply (`reply` reads that)."""
+        if operation != "signal":
+            self._serial += 1
         try:
-            send(self._channel, {"op": operation, **fields}, fds)
+            send(self._channel, {"op": operation, "id": self._serial, **fields}, fds)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died() from error
 
     def reply(self) -> Reply:
         """The reply to the request before; raises the error that the agent met."""
-        try:
-            answer, _ = receive(self._channel)
-        except ConnectionResetError:
-            answer = None
+        answer: Reply | None = {}
+        # A signal to us may have kept an earlier request's reply from being read.
+        while answer is not None and answer.get("id") != self._serial:
+            try:
+                answer, _ = receive(self._channel)
+            except ConnectionResetError:
+                answer = None
         if answer is None:
             raise self._died()
         if "error" in answer:

@@ -5,9 +5,12 @@ runc reads it as a file; the agent's builtin executor takes the same object.
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 from typing import Any
 
+from ocis2i.errors import ImageError, PolicyError
 from ocis2i.runner import ROOT_CAPABILITIES, BindMount, RunSpec
 
 # Docker's lists (moby `oci/defaults.go`): what tells or changes too much about the host.
@@ -35,14 +38,18 @@ READ_ONLY_PATHS = (
 MOUNT_TARGETS = ("/proc", "/dev", "/sys")
 
 _OPEN_FILES = 1 << 20
+# MAX_ARG_STRLEN of the kernel (include/uapi/linux/binfmts.h), its zero byte included.
+_LONGEST_TEXT = 128 << 10
 
 
 def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
-    """The config for `spec` in the mounted tree `rootfs`. Pure but for this process's own limits.
+    """The config for `spec` in the mounted tree `rootfs`. Pure but for the kernel's version and our
+    own limits.
 
     No user namespace: the agent is in one already. No network namespace: it is the host's. No
     cgroup settings: without delegation they are an error (runc).
     """
+    _check_texts(spec)
     capabilities = list(ROOT_CAPABILITIES) if spec.identity.uid == 0 else []
     return {
         "ociVersion": "1.0.2",
@@ -72,6 +79,25 @@ def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
     }
 
 
+def _check_texts(spec: RunSpec) -> None:
+    """Refuses what an image may say and no process can be given (execve(2))."""
+    for entry in spec.environment:
+        name, equals, _ = entry.partition("=")
+        if not name or not equals or "\0" in entry:
+            raise ImageError(
+                f"the image has the environment variable `{name or entry}`, which is no NAME=VALUE"
+            )
+        if len(entry.encode(errors="surrogateescape")) >= _LONGEST_TEXT:
+            raise PolicyError(
+                f"variable `{name}` has {len(entry)} characters, a process can be given "
+                f"{_LONGEST_TEXT - 1} bytes in one",
+                hint="put it into a file and give that by --volume",
+            )
+    for text in (*spec.argv, spec.cwd):
+        if "\0" in text:
+            raise ImageError(f"the image has a zero byte in `{text}`")
+
+
 def _limits() -> list[dict[str, Any]]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
@@ -95,15 +121,24 @@ def _kernel_mounts() -> list[dict[str, Any]]:
         _mount("/dev/shm", "tmpfs", "shm", [*quiet, "mode=1777", "size=65536k"]),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", quiet),
         # sysfs belongs to the network namespace, which is the host's: only a bind is allowed.
-        _mount("/sys", "none", "/sys", ["rbind", "ro", *quiet]),
+        _mount("/sys", "none", "/sys", ["rbind", *_read_only(), *quiet]),
     ]
 
 
 def _bind(mount: BindMount) -> dict[str, Any]:
     options = ["rbind", "rprivate", "nosuid", "nodev"]
     if mount.read_only:
-        options.append("ro")
+        options += _read_only()
     return _mount(mount.target, "bind", mount.source, options)
+
+
+def _read_only() -> list[str]:
+    """Read-only with all mounts below, such as the caller's own cgroups in /sys.
+
+    `ro` alone stops at the first. Kernels before 5.12 have no mount_setattr(2); runc needs 1.1.
+    """
+    major, minor = (int(number) for number in re.findall("[0-9]+", os.uname().release)[:2])
+    return ["ro", "rro"] if (major, minor) >= (5, 12) else ["ro"]
 
 
 def _mount(destination: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:

@@ -196,6 +196,28 @@ def test_push_and_pull_give_the_same_image(built: Program, registry: str, ocis2i
 
 
 @pytest.mark.registry
+def test_push_pull_and_rm_tell_programs_what_they_did(
+    built: Program, registry: str, ocis2i: Program
+) -> None:
+    name = f"{registry}/told/app"
+    digest = str(Digest.of(manifest_of(built)))
+    for done in (
+        built.ok("push", "--json", APP, f"{name}:1"),
+        ocis2i.ok("pull", "--json", f"{name}:1"),
+    ):
+        assert done.document == {
+            "version": 1,
+            "state": "succeeded",
+            "where": name,
+            "digest": digest,
+            "reference": f"{name}@{digest}",
+        }
+    removed = ocis2i.ok("rm", "--json", digest)
+    assert removed.document == {"version": 1, "removed": [digest]}
+    assert ocis2i.ok("images", "--json").document["images"] == []
+
+
+@pytest.mark.registry
 def test_inspect_asks_the_registry_when_told_to(
     built: Program, registry: str, ocis2i: Program
 ) -> None:

@@ -74,6 +74,12 @@ def test_file_without_a_match_leads_on_to_the_next(tmp_path: Path) -> None:
     assert find(environment) == Credentials("ann", "secret")
 
 
+def test_a_key_that_is_no_url_is_passed_over(tmp_path: Path) -> None:
+    odd = {"http://[": entry("eve", "x"), "https://example.com/v1/": entry("ann", "secret")}
+    write(tmp_path / ".docker/config.json", {"auths": odd})
+    assert find({"HOME": str(tmp_path)}) == Credentials("ann", "secret")
+
+
 def test_docker_config_replaces_the_search(tmp_path: Path) -> None:
     write(tmp_path / ".docker/config.json", auths("home", "x"))
     environment = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path / "elsewhere")}

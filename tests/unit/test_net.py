@@ -282,3 +282,17 @@ def test_untrusted_certificate_is_no_reason_for_plain_http(secure: FakeRegistry)
     trusting = Registry(Keychain({}), environment={}, tls_verify=False)
     assert trusting.head_manifest(reference) is None
     assert secure.log
+
+
+def test_malformed_addresses_are_refused_and_no_bug() -> None:
+    assert redacted("http://user:secret@[x") == "(a malformed address)"
+    for environment in ({}, {"https_proxy": "http://["}):
+        with pytest.raises(RegistryError):
+            Http(environment).exchange(Request("GET", "https://[x/v2/"))
+    with pytest.raises(RegistryError):
+        Http({"https_proxy": "http://["}).exchange(Request("GET", "https://example.invalid/v2/"))
+
+
+def test_redirect_to_a_malformed_address_is_refused() -> None:
+    with pytest.raises(RequestError, match="not an http URL"):
+        Http({})._redirected(Request("GET", "https://example.invalid/v2/"), 302, "http://[x")

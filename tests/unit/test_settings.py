@@ -89,3 +89,9 @@ def test_helpers_find_programs_without_a_path() -> None:
 
 def test_the_environment_is_not_shown_in_a_trace() -> None:
     assert "hidden" not in repr(Settings.from_environ({"TOKEN": "hidden"}))
+
+
+def test_relative_data_directories_do_not_count(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "XDG_DATA_HOME": "data"}
+    assert Settings.from_environ(environ).store_root == tmp_path / ".local/share/ocis2i"
+    assert Settings.from_environ({"HOME": "home"}).store_root.is_absolute()
