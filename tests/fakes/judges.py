@@ -18,11 +18,21 @@ from typing import Any, Literal
 
 import jsonschema
 import zstandard
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT4
 
 Json = dict[str, Any]
 Kind = Literal["manifest", "index", "config", "layout"]
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
+# The specification's own, as Debian ships them (golang-github-opencontainers-image-spec-dev).
+OFFICIAL_SCHEMAS = Path("/usr/share/gocode/src/github.com/opencontainers/image-spec/schema")
+_OFFICIAL_FILES: dict[Kind, str] = {
+    "manifest": "image-manifest-schema.json",
+    "index": "image-index-schema.json",
+    "config": "config-schema.json",
+    "layout": "image-layout-schema.json",
+}
 _CHUNK = 1 << 20
 
 
@@ -58,12 +68,32 @@ def umoci_unpack(layout: Path, name: str, bundle: Path) -> Path:
 
 
 def schema_check(kind: Kind, document: bytes | Json) -> None:
-    """Holds a document against its schema."""
+    """Holds a document against our own strict schema and, where installed, the official one."""
     value = json.loads(document) if isinstance(document, bytes) else document
     schema = json.loads((SCHEMAS / f"{kind}.json").read_bytes())
-    validator = jsonschema.Draft202012Validator(schema)
+    _demand_valid(kind, jsonschema.Draft202012Validator(schema), value)
+    if OFFICIAL_SCHEMAS.is_dir():
+        official_schema_check(kind, value)
+
+
+def official_schema_check(kind: Kind, value: Json) -> None:
+    """Holds a document against the schema of the OCI image specification."""
+    schema = json.loads((OFFICIAL_SCHEMAS / _OFFICIAL_FILES[kind]).read_bytes())
+    # attrs hides this argument from mypy.
+    registry: Registry[Any] = Registry(retrieve=_official_part)  # type: ignore[call-arg]
+    validator = jsonschema.Draft4Validator(schema, registry=registry)
+    _demand_valid(f"{kind} (official)", validator, value)
+
+
+def _official_part(uri: str) -> Resource[Any]:
+    # Their identifiers are addresses of a site; the parts lie beside each other as files.
+    name = uri.partition("#")[0].rpartition("/")[2]
+    return DRAFT4.create_resource(json.loads((OFFICIAL_SCHEMAS / name).read_bytes()))
+
+
+def _demand_valid(what: str, validator: Any, value: Json) -> None:
     for error in validator.iter_errors(value):
-        raise RejectedError(f"{kind}: {error.json_path}: {error.message}")
+        raise RejectedError(f"{what}: {error.json_path}: {error.message}")
 
 
 def validate_layout(path: Path, *, strict: bool = True) -> list[Json]:

@@ -445,3 +445,22 @@ def test_a_platform_that_is_not_there_lists_the_others(
         choose_platform(index_of(*offered), Platform.parse(wanted))
     assert "--platform" in str(caught.value.hint)
     assert all(text in str(caught.value.hint) for text in offered if text)
+
+
+@pytest.mark.skipif(
+    not judges.OFFICIAL_SCHEMAS.is_dir(),
+    reason="not installed: golang-github-opencontainers-image-spec-dev",
+)
+def test_the_specifications_own_schemas_accept_us_and_refuse_others() -> None:
+    base = image_of(config_bytes(history=[{"created_by": "FROM"}]))
+    layer = Layer(Descriptor(OCI_LAYER_GZIP, Digest.of(b"new"), 3), Digest.of(b"tar"))
+    encoded = encode_image(append_layer(base, layer, HISTORY, RuntimeConfig(cmd=("/run",))))
+    manifest, config = json.loads(encoded.manifest), json.loads(encoded.config)
+    judges.official_schema_check("manifest", manifest)
+    judges.official_schema_check("config", config)
+    manifest["layers"][0]["digest"] = "sha256 without a colon"
+    config["config"]["Env"] = "A=b"
+    with pytest.raises(judges.RejectedError):
+        judges.official_schema_check("manifest", manifest)
+    with pytest.raises(judges.RejectedError):
+        judges.official_schema_check("config", config)
