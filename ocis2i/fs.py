@@ -93,8 +93,11 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[Lock]:
 
 
 def remove_tree(path: Path) -> bool:
-    """Removes a tree of our own files; false when something in it is not ours to remove."""
+    """Removes a tree (or file) of our own; false when something in it is not ours to remove."""
     try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return True
         for directory, _, files in os.walk(path, topdown=False, followlinks=False):
             for name in files:
                 Path(directory, name).unlink()

@@ -335,7 +335,7 @@ def _integer(text: bytes | None, default: int) -> int:
 def _time_of_record(text: bytes) -> int:
     sign = -1 if text.startswith(b"-") else 1
     seconds, _, fraction = text.lstrip(b"+-").partition(b".")
-    if not seconds.isdigit() or len(seconds) > 12 or (fraction and not fraction.isdigit()):
+    if not seconds.isdigit() or len(seconds) > 18 or (fraction and not fraction.isdigit()):
         raise TarError(f"an extended header has the time {text!r}")
     return sign * (int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0") or b"0"))
 

@@ -104,10 +104,14 @@ def whole_archive(path: Path) -> Iterator[BinaryIO]:
 
 
 def _followed(path: Path) -> Path:
+    circle = OutputError(f"cannot write `{path}`: its links lead in a circle")
     try:
-        return path.resolve()
-    except RuntimeError as error:  # what Python before 3.13 calls a circle of links
-        raise OutputError(f"cannot write `{path}`: its links lead in a circle") from error
+        target = path.resolve()
+    except RuntimeError as error:  # Python before 3.13
+        raise circle from error
+    if target.is_symlink():
+        raise circle
+    return target
 
 
 def copy(source: Readable, out: BinaryIO) -> int:
