@@ -258,7 +258,7 @@ def _check_scripts(inputs: _Inputs, rootfs: Rootfs) -> None:
         if place.file is not None:
             continue
         mode = rootfs.modes([place.path_in_image])[0]
-        if mode is None or not rootfs.is_file(place.path_in_image):
+        if mode is None or not stat.S_ISREG(mode):
             raise ScriptsError(
                 f"the builder `{inputs.builder.name}` has no script `{place.path_in_image}`",
                 hint=f"put one into .s2i/bin/{name} of the source, or name the place of the "
@@ -276,12 +276,14 @@ def _check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
     path = run.argv[0]
     first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
     words = first.removeprefix("#!").split() if first.startswith("#!") else []
+    if not words:
+        return
+    program = words[0]
     # What the user mounts is not there yet.
-    mounted = any(f"{word}/".startswith(f"{mount.target}/") for word in words[:1]
-                  for mount in run.mounts)  # fmt: skip
-    if words and not mounted and rootfs.modes([words[0]])[0] is None:
+    mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
+    if not mounted and rootfs.modes([program])[0] is None:
         raise ScriptError(
-            f"the script `{path}` needs `{words[0]}`, which the builder does not have",
+            f"the script `{path}` needs `{program}`, which the builder does not have",
             script_exit_code=127,
             hint="change its first line, or add the program to the builder",
         )

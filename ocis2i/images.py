@@ -208,18 +208,21 @@ def inspect(
     A bare name or a digest is looked up in the store; `docker://NAME` asks the registry.
     """
     wanted = platform or Platform.of_host()
-    if isinstance(location, PathLocation):
-        with open_image(location) as source:
-            manifest = _one_manifest(source, wanted)
-            return manifest, read_document(source, manifest.config), str(location)
-    if isinstance(location, StoredLocation):
-        found = from_store(location.digest, places.store)
-        return found.manifest, read_document(places.store, found.manifest.config), found.name
-    reference = location.reference.with_default_tag()
-    if location.explicit:
-        manifest = _one_manifest(RegistryImage(places.registry, reference), wanted)
-        return manifest, places.registry.read_blob(reference, manifest.config), str(reference)
-    found = from_store(reference, places.store)
+    name: Reference | Digest
+    match location:
+        case PathLocation():
+            with open_image(location) as source:
+                manifest = _one_manifest(source, wanted)
+                return manifest, read_document(source, manifest.config), str(location)
+        case RegistryLocation(reference, explicit=True):
+            reference = reference.with_default_tag()
+            manifest = _one_manifest(RegistryImage(places.registry, reference), wanted)
+            return manifest, places.registry.read_blob(reference, manifest.config), str(reference)
+        case RegistryLocation(reference):
+            name = reference.with_default_tag()
+        case StoredLocation(digest):
+            name = digest
+    found = from_store(name, places.store)
     return found.manifest, read_document(places.store, found.manifest.config), found.name
 
 

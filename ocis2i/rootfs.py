@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +71,6 @@ class Rootfs:
         """The mode of each path (links followed inside the tree), `None` where there is nothing."""
         answer = self._agent.request("look", root=self._top, paths=list(paths))
         return list(answer["modes"])
-
-    def is_file(self, path: str) -> bool:
-        """Whether there is a regular file."""
-        mode = self.modes([path])[0]
-        return mode is not None and stat.S_ISREG(mode)
 
     def write_changes(self, fd: int, *, clamp_mtime: int | None) -> None:
         """Starts writing the tar of everything that changed into `fd`; see `finish_changes`."""

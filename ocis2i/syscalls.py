@@ -17,7 +17,6 @@ CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -27,16 +26,12 @@ MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
 
 MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
@@ -158,11 +153,6 @@ def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
         ctypes.c_size_t(len(how)),
     )
     return _check(int(result), os.fsdecode(path))
-
-
-def syncfs(fd: int) -> None:
-    """syncfs(2): writes the whole file system that `fd` is on to the disk."""
-    _check(_libc.syncfs(fd), "syncfs")
 
 
 def sethostname(name: str) -> None:

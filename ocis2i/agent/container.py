@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError
 from ocis2i.agent.mounts import opened
-from ocis2i.agent.tree import resolve
+from ocis2i.agent.tree import join, resolve
 
 _NAMESPACES = (
     syscalls.CLONE_NEWNS
@@ -161,8 +161,7 @@ def _mount(root: int, rootfs: str, mount: Config) -> None:
     found, missing = resolve(root, os.fsencode(mount["destination"]))
     if missing and not _is_below_dev(mount["destination"]):
         raise OSError(errno.ENOENT, "no such mount target", mount["destination"])
-    path = b"/".join(part for part in (found, missing) if part)
-    target = f"{rootfs}/{os.fsdecode(path)}"
+    target = f"{rootfs}/{os.fsdecode(join(found, missing))}"
     if missing:
         os.makedirs(target, exist_ok=True)
     flags = 0

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, copy_attributes, resolve
+from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, copy_attributes, join, resolve
 
 _OPTIONS = "userxattr,index=off"
 
@@ -96,7 +96,7 @@ def make_directory(build: str, path: str) -> None:
         if not missing:
             return
         try:
-            os.close(_make_directories(upper, base, found + b"/" + missing if found else missing))
+            os.close(_make_directories(upper, base, join(found, missing)))
         except OSError as error:
             raise explain(error, f"the directory `{path}` cannot be made") from error
 
@@ -230,7 +230,7 @@ def _make_target(shim: int, base: int, target: Target) -> list[str]:
     found, missing = resolve(base, os.fsencode(target.path))
     if not missing:
         return []
-    path = found + b"/" + missing if found else missing
+    path = join(found, missing)
     parent, _, name = path.rpartition(b"/")
     made = [b"/".join(path.split(b"/")[: n + 1]) for n in range(path.count(b"/") + 1)]
     fd = _make_directories(shim, base, path if target.directory else parent)
@@ -274,7 +274,7 @@ def _look_like(base: int, path: bytes, target: int) -> None:
 
 def _place_one(build: str, upper: int, base: int, upload: Upload) -> str:
     found, missing = resolve(base, os.fsencode(upload.path))
-    path = found + b"/" + missing if found and missing else found or missing
+    path = join(found, missing)
     parent, _, name = path.rpartition(b"/")
     if not name:
         raise AgentError("usage", f"`{upload.path}` cannot be the destination of files")

@@ -158,6 +158,11 @@ def resolve(root_fd: int, path: bytes) -> tuple[bytes, bytes]:
     return b"/".join(done), b""
 
 
+def join(found: bytes, missing: bytes) -> bytes:
+    """The one path that `resolve` took apart; empty for the root."""
+    return b"/".join(part for part in (found, missing) if part)
+
+
 def _read_link(root_fd: int, path: bytes) -> bytes | None:
     """A link's target, nothing for what is no link, `None` where there is nothing."""
     try:
