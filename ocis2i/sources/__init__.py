@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import posixpath
 import re
+import stat
 import urllib.parse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from ocis2i.errors import SourceError
+from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.s2i import SourceInfo as SourceInfo
 from ocis2i.s2i import redact_url
 from ocis2i.settings import Settings
+from ocis2i.sources.archive import ArchiveSource as ArchiveSource
+from ocis2i.sources.archive import check_archive, fetch_archive
 from ocis2i.sources.git import TRANSPORTS, check_ref, fetch_repository, find_git
 from ocis2i.sources.git import GitSource as GitSource
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
@@ -25,9 +29,10 @@ from ocis2i.sources.ignore import compile_exclude
 from ocis2i.sources.local import DirSource as DirSource
 from ocis2i.sources.local import fetch_directory, shown
 
-Source = GitSource | DirSource
+Source = GitSource | DirSource | ArchiveSource
 
 _SCHEME = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*):(.*)\Z", re.DOTALL)
+_LARGEST_DEPTH = (1 << 31) - 1  # git's own, where it means everything
 _SCP = re.compile(r"(?:([^@/]*)@)?([^/]*):(.*)\Z", re.DOTALL)
 
 
@@ -47,16 +52,31 @@ class _Options:
     exclude: str
     keep_symlinks: bool
     ignore_submodules: bool
+    depth: int | None
 
 
-def fetch(source: Source, into: Path, *, settings: Settings, report: Report) -> SourceTree:
-    """Puts `source` into the existing empty directory `into`. Raises `SourceError`.
+def empty_tree(into: Path) -> SourceTree:
+    """No source at all, in the empty directory `into`; nothing is read, here or elsewhere."""
+    return SourceTree(into, SourceInfo())
 
-    A clone is made beside `into` first. The S2I scripts of the source are there whatever
-    `.s2iignore` and `--exclude` say; `scripts.resolve` takes them away.
+
+def fetch(
+    source: Source,
+    into: Path,
+    *,
+    settings: Settings,
+    report: Report,
+    stdin: BinaryIO | None = None,
+) -> SourceTree:
+    """Puts `source` into the existing empty directory `into`.
+
+    A clone or an unpacked archive is made beside `into` first. The S2I scripts of the source are
+    there whatever `.s2iignore` and `--exclude` say; `scripts.resolve` takes them away. `stdin` is
+    what the source `-` is read from. Raises `SourceError`, and `PolicyError` for an archive over
+    the limits.
     """
     try:
-        info = _fetch(source, into, settings, report)
+        info = _fetch(source, into, settings, report, stdin)
     except OSError as error:
         if is_full(error):
             raise
@@ -64,8 +84,12 @@ def fetch(source: Source, into: Path, *, settings: Settings, report: Report) -> 
     return SourceTree(into, info)
 
 
-def _fetch(source: Source, into: Path, settings: Settings, report: Report) -> SourceInfo:
+def _fetch(
+    source: Source, into: Path, settings: Settings, report: Report, stdin: BinaryIO | None
+) -> SourceInfo:
     match source:
+        case ArchiveSource():
+            return fetch_archive(source, into, stdin=stdin, settings=settings, report=report)
         case DirSource():
             return fetch_directory(source, into, report)
         case GitSource():
@@ -78,7 +102,7 @@ def _fetch(source: Source, into: Path, settings: Settings, report: Report) -> So
 
 
 def _as_directory(source: GitSource, report: Report) -> DirSource:
-    if source.local is None or source.ref is not None or not _has_git_entry(source.local):
+    if source.local is None or source.ref is not None or not _exists(source.local / ".git"):
         raise SourceError(
             f"`{shown(redact_url(source.url))}` needs the program `git`, which is not installed",
             hint="install git, or give a directory",
@@ -106,14 +130,18 @@ def parse_source(
     exclude: str = DEFAULT_EXCLUDE,
     keep_symlinks: bool = False,
     ignore_submodules: bool = False,
+    depth: int | None = None,
 ) -> Source:
-    """Decides what `text` is: a git URL, `host:path` as scp writes it, or a local directory.
+    """Decides what `text` is: a git URL, `host:path` as scp writes it, a local path, or `-`.
 
     A directory with `.git` in it, or a bare repository, is cloned unless `copy` is set; any other
-    is copied. `ref` wins over `#ref`. A relative path starts at `cwd`. Raises `SourceError` for
-    what is neither, and `UsageError` for an `exclude` that is no regular expression.
+    is copied. A file is an archive, and `-` one on standard input. `ref` wins over `#ref`. A
+    relative path starts at `cwd`. `depth` is how many commits a clone brings, all when None; what
+    is not cloned has no use for it. Raises `SourceError` for what is none of these, and
+    `UsageError` for an `exclude` that is no regular expression and a `depth` below 1.
     """
     compile_exclude(exclude)
+    _check_depth(depth)
     options = _Options(
         ref or None,
         _clean_context(context_dir or ""),
@@ -121,18 +149,20 @@ def parse_source(
         exclude,
         keep_symlinks,
         ignore_submodules,
+        depth,
     )
     check_ref(options.ref)
-    if text in ("", "-"):
-        what = "reading the source from standard input" if text else "a build without a source"
-        raise SourceError(f"{what} is not supported yet", hint="give a directory or a git URL")
+    if text == "-":
+        return _archive(None, text, options)
+    if not text:
+        raise SourceError("the source is an empty text", hint="`.` is the current directory")
     scheme = _SCHEME.match(text)
-    if scheme and not (cwd / text).is_dir():
+    if scheme and not _exists(cwd / text):
         return _parse_url(text, scheme[1].lower(), scheme[2], cwd, options)
     before, _, fragment = text.partition("#")
-    if _SCP.match(before) and not (cwd / text).is_dir():
+    if _SCP.match(before) and not _exists(cwd / text):
         return _parse_scp(text, options)
-    if fragment and not (cwd / text).exists():
+    if fragment and not _exists(cwd / text):
         return _parse_path(cwd / before, before, _with_fragment(options, fragment))
     return _parse_path(cwd / text, text, options)
 
@@ -186,15 +216,16 @@ def _parse_scp(text: str, options: _Options) -> GitSource:
 
 
 def _parse_path(path: Path, typed: str, options: _Options) -> Source:
-    if not path.is_dir():
-        if path.exists():
-            raise SourceError(
-                f"the source `{shown(typed)}` is a file; binaries and archives are not "
-                "supported yet",
-                hint="give a directory or a git URL",
-            )
-        raise _neither(typed)
-    if not options.copy and (_has_git_entry(path) or _is_bare(path)):
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise _neither(typed) from None
+    except OSError as error:
+        raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        check_archive(path, typed)
+        return _archive(path.absolute(), typed, options)
+    if not options.copy and _is_repository(path):
         url = typed if typed.startswith("file:") else str(path.absolute())
         return _git_source(url, options, local=path.absolute())
     if options.ref is not None:
@@ -209,6 +240,15 @@ def _parse_path(path: Path, typed: str, options: _Options) -> Source:
     )
 
 
+def _archive(path: Path | None, typed: str, options: _Options) -> ArchiveSource:
+    if options.ref is not None:
+        raise SourceError(
+            f"ref `{shown(options.ref)}` was asked for, but the source is an archive",
+            hint="leave out the ref",
+        )
+    return ArchiveSource(path, typed, options.context_dir, options.exclude, options.keep_symlinks)
+
+
 def _git_source(url: str, options: _Options, *, local: Path | None = None) -> GitSource:
     return GitSource(
         url,
@@ -217,6 +257,7 @@ def _git_source(url: str, options: _Options, *, local: Path | None = None) -> Gi
         options.ignore_submodules,
         options.exclude,
         local,
+        options.depth,
     )
 
 
@@ -237,12 +278,28 @@ def _clean_context(text: str) -> str:
     return "" if cleaned == "." else cleaned
 
 
-def _has_git_entry(path: Path) -> bool:
-    return (path / ".git").exists()
+def _check_depth(depth: int | None) -> None:
+    if depth is not None and not 1 <= depth <= _LARGEST_DEPTH:
+        raise UsageError(f"--depth is `{depth}`", hint="it must be a number of commits, 1 or more")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False  # among them what is too long for a name, as some URLs are
+    return True
+
+
+def _is_repository(path: Path) -> bool:
+    return _exists(path / ".git") or _is_bare(path)
 
 
 def _is_bare(path: Path) -> bool:
-    return (path / "HEAD").is_file() and (path / "objects").is_dir() and (path / "refs").is_dir()
+    try:
+        return (path / "HEAD").is_file() and all((path / d).is_dir() for d in ("objects", "refs"))
+    except OSError:
+        return False
 
 
 def _refuse_option(part: str, url: str) -> None:

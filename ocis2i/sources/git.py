@@ -7,7 +7,9 @@ terminal, and speaks only the transports listed here.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +21,14 @@ from ocis2i.events import Notice, Report
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
-from ocis2i.sources.local import CopyOrder, copy_tree, shown
+from ocis2i.sources.local import (
+    CopyOrder,
+    copy_file,
+    copy_tree,
+    open_directory,
+    open_real,
+    shown,
+)
 
 TRANSPORTS = ("https", "http", "ssh", "git", "file")
 TIMEOUT_SECONDS = 30 * 60.0
@@ -35,12 +44,18 @@ _OF_A_REPOSITORY = frozenset(
     "GIT_PAGER GIT_EDITOR".split()
 )
 _FULL_ID = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?\Z")
-_FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f]")
+# What no name and no revision of a commit has (git-check-ref-format(1)); `:` would be a refspec.
+_FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f:?*\[\\]|\.\.")
+# What forges keep beside branches: GitHub, Bitbucket, GitLab, Gerrit.
+_REQUEST = re.compile(r"(?:pull|pull-requests|merge-requests|changes)/[0-9]+(?:/|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
 class GitSource:
-    """A git repository; `url` carries no fragment, `local` is its path when it is on this host."""
+    """A git repository; `url` carries no fragment, `local` is its path when it is on this host.
+
+    `depth` is how many commits a clone brings, all of them when None.
+    """
 
     url: str
     ref: str | None = None
@@ -48,6 +63,7 @@ class GitSource:
     ignore_submodules: bool = False
     exclude: str = DEFAULT_EXCLUDE
     local: Path | None = None
+    depth: int | None = None
 
 
 def check_ref(ref: str | None) -> None:
@@ -76,12 +92,12 @@ def fetch_repository(
     ) as scratch:
         environment = _environment(settings, Path(scratch), local=source.local is not None)
         git = _Git(program, environment, Path(scratch) / "source", redact_url(source.url))
-        if source.local:
-            _warn_of_uncommitted(source.local, git, settings, report)
         _clone(git, source)
-        _check_out(git, source.ref)
+        if source.local:
+            _warn_of_uncommitted(source, source.local, git, report)
+        _check_out(git, source)
         if not source.ignore_submodules:
-            _fetch_submodules(git)
+            _fetch_submodules(git, source.depth)
         info = _describe(git, source)
         order = CopyOrder(source.context_dir, source.exclude, links="unfold", checkout=True)
         copy_tree(git.directory, into, order, report)
@@ -171,9 +187,9 @@ def _environment(settings: Settings, scratch: Path, *, local: bool) -> dict[str,
 
     git refuses to clone a repository of another user (CVE-2022-24765), as a mounted source often
     is one. The danger is in commands that a repository's own configuration names; the program that
-    serves a clone runs none of those. So the question is off for clone and fetch, and only there:
-    `_warn_of_uncommitted` asks as git usually does. A `-c` option does not reach the serving
-    program, a global configuration does; the user's own one is included in it.
+    serves a clone runs none of those, and no other program is ever run with that configuration.
+    A `-c` option does not reach the serving program, a global configuration does; the user's own
+    one is included in it.
     """
     environment = {
         name: value
@@ -183,7 +199,9 @@ def _environment(settings: Settings, scratch: Path, *, local: bool) -> dict[str,
         if name not in _OF_A_REPOSITORY
     }
     environment["GIT_ALLOW_PROTOCOL"] = _allowed(settings, TRANSPORTS)
-    if local:
+    before = _lfs_configuration(proc.find_program("git-lfs", settings.environment.get("PATH")))
+    after = "[safe]\n\tdirectory = *\n" if local else ""
+    if before or after:
         configuration = scratch / "config"
         usual = (
             settings.environment.get("XDG_CONFIG_HOME") or str(settings.home / ".config")
@@ -191,10 +209,24 @@ def _environment(settings: Settings, scratch: Path, *, local: bool) -> dict[str,
         own = environment.get("GIT_CONFIG_GLOBAL")
         included = [own] if own else [usual, str(settings.home / ".gitconfig")]
         lines = [f"[include]\n\tpath = {_quoted(path)}\n" for path in included]
-        text = "".join((*lines, "[safe]\n\tdirectory = *\n"))
+        text = "".join((before, *lines, after))
         configuration.write_bytes(text.encode(errors="surrogateescape"))
         environment["GIT_CONFIG_GLOBAL"] = str(configuration)
     return environment
+
+
+def _lfs_configuration(program: str | None) -> str:
+    """What `git lfs install` writes; it stands before the user's own words, which win."""
+    if program is None:
+        return ""
+    command = shlex.quote(program)
+    values = {
+        "clean": f"{command} clean -- %f",
+        "smudge": f"{command} smudge -- %f",
+        "process": f"{command} filter-process",
+    }
+    lines = [f"\t{key} = {_quoted(value)}\n" for key, value in values.items()]
+    return "".join(('[filter "lfs"]\n', *lines, "\trequired = true\n"))
 
 
 def _quoted(path: str) -> str:
@@ -213,49 +245,91 @@ def _allowed(settings: Settings, transports: tuple[str, ...]) -> str:
 # --- the steps --------------------------------------------------------------------------------
 
 
-def _warn_of_uncommitted(local: Path, git: _Git, settings: Settings, report: Report) -> None:
-    asking = replace(
-        git,
-        directory=local,
-        environment=_environment(settings, git.directory.parent, local=False),
-    )
-    finished = asking.run(
-        "-c",
-        "core.fsmonitor=false",
-        "status",
-        "--porcelain",
-        "-z",
-        "--no-renames",
-        "--untracked-files=normal",
-    )
+_STATUS = (
+    *("-c", "core.fsmonitor=false", "status", "--porcelain", "-z", "--no-renames"),
+    *("--untracked-files=all", "--ignore-submodules=all"),
+)
+
+
+def _warn_of_uncommitted(source: GitSource, local: Path, git: _Git, report: Report) -> None:
+    """Says how many files of the working tree differ from its last commit.
+
+    Attack: a repository whose configuration names a filter or a monitor, which `git status` runs.
+    So the question is asked of our clone, whose configuration is ours; only the index, which says
+    what is known to be unchanged, and the list of ignored files are taken over as files.
+    """
+    if not (local / ".git").exists():
+        return  # a bare repository has no working tree
+    index, ignored = git.directory.parent / "index", git.directory / ".git/info/exclude"
+    if not _borrow(git, local, "index", index):
+        return
+    _borrow(git, local, "info/exclude", ignored)
+    asking = replace(git, environment={**git.environment, "GIT_INDEX_FILE": str(index)})
+    finished = asking.run(f"--git-dir={git.directory / '.git'}", f"--work-tree={local}", *_STATUS)
+    ignored.unlink(missing_ok=True)
     count = finished.stdout.count(b"\0") if finished.exit_code == 0 else 0
-    if count:
-        files = "1 file with changes" if count == 1 else f"{count} files with changes"
-        report(
-            Notice(
-                "warning",
-                f"{files} not committed in `{shown(str(local))}` left out of the build; "
-                "use --copy to build the directory as it is",
-            )
+    if not count:
+        return
+    files = "1 file with changes" if count == 1 else f"{count} files with changes"
+    if len(finished.stdout) >= proc.OUTPUT_LIMIT:
+        files = f"more than {files}"
+    advice = "" if source.ref else "; use --copy to build the directory as it is"
+    report(
+        Notice(
+            "warning",
+            f"{files} not committed in `{shown(str(local))}` left out of the build{advice}",
         )
+    )
+
+
+def _borrow(git: _Git, local: Path, name: str, to: Path) -> bool:
+    """Copies a file of the local repository's own directory; false when there is none."""
+    answer = git.ask("-C", str(local), "rev-parse", "--git-path", name)
+    if not answer:
+        return False
+    path = local / answer
+    try:
+        with open_directory(path.parent) as directory, open_directory(to.parent) as target:
+            to.unlink(missing_ok=True)
+            with open_real(directory, path.name, os.O_RDONLY) as file:
+                copy_file(file, target, to.name, 0o600)
+    except (OSError, SourceError):
+        return False
+    return True
 
 
 def _clone(git: _Git, source: GitSource) -> None:
-    git.do(
-        f"clone `{shown(git.url)}`",
-        "clone",
-        "--quiet",
-        "--no-hardlinks",
-        "--no-checkout",
-        "--origin",
-        "origin",
-        "--",
-        source.url,
-        str(git.directory),
+    doing = f"clone `{shown(git.url)}`"
+    clone = ["clone", "--quiet", "--no-hardlinks", "--no-checkout", "--origin", "origin"]
+    named = False
+    if source.depth is not None:
+        # A path is cloned as by a server: else git copies everything whatever the depth.
+        clone += [f"--depth={source.depth}", "--no-local"]
+        named = _is_name(source.ref)
+        clone += [f"--branch={source.ref}"] if named else []
+    finished = git.run(
+        *clone, "--", source.url, str(git.directory), timeout_seconds=TIMEOUT_SECONDS
     )
+    if not finished.exit_code:
+        return
+    if named and git.run("ls-remote", "--quiet", "--", source.url, "HEAD").exit_code == 0:
+        raise SourceError(
+            f"no branch or tag `{shown(source.ref or '')}` in `{shown(git.url)}`",
+            hint="with --depth, a commit is given by its full id; `git ls-remote` with the URL "
+            "lists branches and tags",
+        )
+    raise _failure(f"cannot {doing}", finished)
 
 
-def _check_out(git: _Git, ref: str | None) -> None:
+def _is_name(ref: str | None) -> bool:
+    """Whether it can only be the name of a branch or a tag, by which a part can be cloned."""
+    if ref is None or ref == "HEAD":
+        return False
+    return not (ref.startswith("refs/") or _FULL_ID.match(ref) or _REQUEST.match(ref))
+
+
+def _check_out(git: _Git, source: GitSource) -> None:
+    ref = source.ref
     if ref is None or ref == "HEAD":
         if not _commit(git, "HEAD"):
             raise _nothing_to_check_out(git)
@@ -268,7 +342,9 @@ def _check_out(git: _Git, ref: str | None) -> None:
         git.do(doing, "checkout", "--quiet", "-B", ref, f"refs/remotes/origin/{ref}", "--")
     else:
         commit = (
-            _commit(git, f"refs/tags/{ref}") or _commit(git, ref) or _fetch_explicitly(git, ref)
+            _commit(git, f"refs/tags/{ref}")
+            or _commit(git, ref)
+            or _fetch_explicitly(git, ref, source.depth)
         )
         git.do(doing, "checkout", "--quiet", "--detach", commit, "--")
 
@@ -281,17 +357,19 @@ def _commit(git: _Git, revision: str) -> str:
     return git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
 
 
-def _fetch_explicitly(git: _Git, ref: str) -> str:
+def _fetch_explicitly(git: _Git, ref: str, depth: int | None) -> str:
     """A commit that a plain clone does not bring: `refs/pull/1/head`, or one of no branch."""
-    if ref.startswith("refs/") or _FULL_ID.match(ref):
-        fetch = ("fetch", "--quiet", "--no-tags", "origin", ref)
+    wanted = ref if ref.startswith("refs/") or _FULL_ID.match(ref) else f"refs/{ref}"
+    if wanted == ref or "/" in ref:
+        shallow = [f"--depth={depth}"] if depth is not None else []
+        fetch = ("fetch", "--quiet", "--no-tags", *shallow, "origin", wanted)
         finished = git.run(*fetch, timeout_seconds=TIMEOUT_SECONDS)
         if finished.exit_code == 0 and (commit := _commit(git, "FETCH_HEAD")):
             return commit
-    raise SourceError(
-        f"no branch, tag or commit `{shown(ref)}` in `{shown(git.url)}`",
-        hint="`git ls-remote` with the URL lists branches and tags",
-    )
+    hint = "`git ls-remote` with the URL lists branches and tags"
+    if depth is not None and _FULL_ID.match(ref):
+        hint = "try without --depth: not every server hands out single commits"
+    raise SourceError(f"no branch, tag or commit `{shown(ref)}` in `{shown(git.url)}`", hint=hint)
 
 
 def _nothing_to_check_out(git: _Git) -> SourceError:
@@ -303,10 +381,11 @@ def _nothing_to_check_out(git: _Git) -> SourceError:
     return SourceError(
         f"the repository `{shown(git.url)}` is empty, it has no commit",
         hint="commit something, or use --copy for a local directory",
+        reason="EmptyGitRepository",
     )
 
 
-def _fetch_submodules(git: _Git) -> None:
+def _fetch_submodules(git: _Git, depth: int | None) -> None:
     if not (git.directory / ".gitmodules").is_file():
         return
     # A repository from afar must not fetch others from this host by a `file` URL
@@ -325,6 +404,7 @@ def _fetch_submodules(git: _Git) -> None:
         "update",
         "--init",
         "--recursive",
+        *([] if depth is None else [f"--depth={depth}"]),
     )
 
 

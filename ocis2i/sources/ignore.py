@@ -14,6 +14,7 @@ from ocis2i.errors import SourceError, UsageError
 
 IGNORE_FILE = ".s2iignore"
 DEFAULT_EXCLUDE = r"(^|/)\.git(/|$)"
+_GIT = re.compile(DEFAULT_EXCLUDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,14 @@ class Filter:
         return self.excludes(path) or self.ignore.ignores(path)
 
     def excludes(self, path: str) -> bool:
-        """Whether `--exclude` alone names `path`."""
-        return self.exclude is not None and self.exclude.search(path) is not None
+        """Whether `--exclude` alone names `path`.
+
+        `.git` stays out with any expression, not only with the default one that names it: who
+        excludes `docs` does not ask for the history. Only an empty `--exclude` takes it in.
+        """
+        if self.exclude is None:
+            return False
+        return self.exclude.search(path) is not None or _GIT.search(path) is not None
 
     def excludes_within(self, path: str) -> bool:
         """Whether `--exclude` names `path` or a directory that contains it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ocis2i.errors import SourceError
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
+from ocis2i.settings import DEFAULT_LAYER_LIMIT
 from ocis2i.sources.ignore import (
     DEFAULT_EXCLUDE,
     IGNORE_FILE,
@@ -35,11 +36,14 @@ LINK_LIMIT = 40  # as many as the kernel follows (path_resolution(7))
 DEPTH_LIMIT = 200
 # Links to directories can multiply: two links a level, thirty levels, are a thousand million files.
 FOLLOWED_LIMIT = 1_000_000
+# The first line of what stands for a file in Git LFS, and how large that is at most (its spec).
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+_LFS_POINTER_LIMIT = 1024
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
-Links = Literal["follow", "keep", "unfold"]
+Links = Literal["follow", "keep", "unfold", "confine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +58,37 @@ class DirSource:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryFacts:
+    """Mode and time (nanoseconds since 1970) of a directory as an archive had it."""
+
+    mode: int = 0o755
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CopyOrder:
     """How `copy_tree` goes about it.
 
     `links`: `follow` copies what a link inside the root leads to; `keep` copies links as links;
-    `unfold` does so too, but follows those that leave the context directory inside the root.
+    `unfold` does so too, but follows those that leave the context directory inside the root;
+    `confine` is `unfold` without links that leave the root.
     `checkout`: the tree is a git checkout of our own. Its files are moved, not copied, and
     modes become 0755 or 0644, the two that git knows, whatever the umask was.
+    `unpacked`: the tree is an unpacked archive of our own. Its files are moved as they are, and
+    these are its directories, by their paths.
     """
 
     context_dir: str = ""
     exclude: str = DEFAULT_EXCLUDE
     links: Links = "follow"
     checkout: bool = False
+    unpacked: Mapping[str, DirectoryFacts] | None = None
+    followed_limit_bytes: int = DEFAULT_LAYER_LIMIT
+
+    @property
+    def moves(self) -> bool:
+        """Whether the tree is ours, so that nothing of it has to stay."""
+        return self.checkout or self.unpacked is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +111,9 @@ def fetch_directory(source: DirSource, into: Path, report: Report) -> SourceInfo
 def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> None:
     """Copies the context directory of `root` into `into`, filtered.
 
-    Kept are modes, times, links, holes and empty directories. Sockets, FIFOs and devices are left
-    out with a warning. Raises `SourceError`: for a link that leaves `root` when it would have to
-    be followed, a directory inside itself, a path that cannot be read, or `into` inside `root`.
+    Kept are modes, times, links, holes and empty directories. Raises `SourceError`: for a link
+    that leaves `root` when it would have to be followed, a directory inside itself, a socket, FIFO
+    or device that no rule leaves out, a path that cannot be read, or `into` inside `root`.
     """
     with open_directory(root) as root_fd, open_directory(into) as into_fd:
         start = _find_start(root_fd, order.context_dir)
@@ -101,10 +123,19 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> None:
             copy = _Copy(root_fd, start, filter_, order)
             above = (_identity(into_fd), _identity(start_fd))
             copy.children(start_fd, into_fd, _Place("", start, above=above))
-    if copy.special:
-        named = ", ".join(f"`{path}`" for path in copy.special[:5])
-        more = f" and {len(copy.special) - 5} more" if len(copy.special) > 5 else ""
-        report(Notice("warning", f"sockets, FIFOs and devices are left out: {named}{more}"))
+    if copy.pointers:
+        report(Notice("warning", _pointers_left(copy.pointers)))
+
+
+def _pointers_left(paths: list[str]) -> str:
+    count = len(paths)
+    what = "1 file is a Git LFS pointer" if count == 1 else f"{count} files are Git LFS pointers"
+    named = ", ".join(f"`{path}`" for path in paths[:5])
+    more = f" and {count - 5} more" if count > 5 else ""
+    return (
+        f"{what} without the content: {named}{more}; "
+        "a clone has the content where git-lfs is installed and the server gives it"
+    )
 
 
 # --- finding, without following ---------------------------------------------------------------
@@ -283,7 +314,7 @@ class _Place:
 
 
 class _Copy:
-    """One walk over a tree; `special` lists what it left out."""
+    """One walk over a tree; `pointers` lists the files whose content is in Git LFS."""
 
     def __init__(self, root_fd: int, start: str, filter_: Filter, order: CopyOrder) -> None:
         self._root_fd = root_fd
@@ -291,7 +322,8 @@ class _Copy:
         self._filter = filter_
         self._order = order
         self._followed = 0
-        self.special: list[str] = []
+        self._followed_bytes = 0
+        self.pointers: list[str] = []
 
     def children(self, source: int, target: int, place: _Place) -> None:
         """Copies what is in one directory."""
@@ -317,9 +349,9 @@ class _Copy:
             with _open_at(source, name, _DIRECTORY) as descriptor:
                 self._directory(descriptor, target, name, place)
         elif not stat.S_ISREG(status.st_mode):
-            self.special.append(shown(place.path))
-        elif self._order.checkout and not place.followed:
-            _move_file(source, target, name)
+            raise _special(place, status)
+        elif self._order.moves and not place.followed:
+            self._move(source, target, name, place, status)
         else:
             with _open_at(source, name, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
                 self._file(descriptor, target, name, place)
@@ -340,14 +372,14 @@ class _Copy:
             with open_real(self._root_fd, real, os.O_RDONLY) as descriptor:
                 self._file(descriptor, target, name, followed)
         else:
-            self.special.append(shown(place.path))
+            raise _special(place, status)
 
     def _destination(self, source: int, name: str, place: _Place) -> str | None:
         """The real path whose content takes the link's place; None when it stays a link."""
         if self._order.links == "keep":
             return None
         found = find_real(self._root_fd, place.real)
-        if not found.inside and self._order.links == "follow" and _leads_somewhere(source, name):
+        if self._leads_out(source, name, place, found):
             # Building a foreign checkout must not put the host's files into an image.
             raise SourceError(
                 f"the link `{shown(place.path)}` leads out of the source, "
@@ -356,9 +388,19 @@ class _Copy:
             )
         if found.path is None or self._filter.excludes_within(found.path):
             return None
-        if self._order.links == "unfold" and _is_below(found.path, self._start):
+        if self._order.links != "follow" and _is_below(found.path, self._start):
             return None
         return found.path
+
+    def _leads_out(self, source: int, name: str, place: _Place, found: Real) -> bool:
+        match self._order.links:
+            case "follow":
+                return not found.inside and _leads_somewhere(source, name)
+            case "confine":
+                # What is missing on the way today, somebody may make tomorrow.
+                return not found.inside or _climbs(place.real, os.readlink(name, dir_fd=source))
+            case _:
+                return False
 
     def _directory(self, source: int, target: int, name: str, place: _Place) -> None:
         self._count(place)
@@ -373,26 +415,69 @@ class _Copy:
         os.mkdir(name, 0o700, dir_fd=target)
         with _open_at(target, name, _DIRECTORY) as made:
             self.children(source, made, replace(place, above=(*place.above, identity)))
-            status = os.fstat(source)
-            os.fchmod(made, 0o755 if self._order.checkout else stat.S_IMODE(status.st_mode))
-            if not self._order.checkout:
-                os.utime(made, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            facts = self._facts(source, place)
+            os.fchmod(made, facts.mode)
+            if facts.mtime_ns is not None:
+                os.utime(made, ns=(facts.mtime_ns, facts.mtime_ns))
+
+    def _facts(self, source: int, place: _Place) -> DirectoryFacts:
+        if self._order.checkout:
+            return DirectoryFacts()
+        if self._order.unpacked is not None:
+            return self._order.unpacked.get(place.real, DirectoryFacts())
+        status = os.fstat(source)
+        return DirectoryFacts(stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+
+    def _move(
+        self, source: int, target: int, name: str, place: _Place, status: os.stat_result
+    ) -> None:
+        readable = bool(status.st_mode & stat.S_IRUSR)
+        if self._order.checkout or (readable and _may_be_pointer(status)):
+            with _open_at(source, name, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+                self._note_pointer(descriptor, status, place)
+                if self._order.checkout:
+                    os.fchmod(descriptor, _git_mode(status))
+        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+    def _note_pointer(self, descriptor: int, status: os.stat_result, place: _Place) -> None:
+        if _may_be_pointer(status):
+            begin = os.pread(descriptor, len(_LFS_POINTER), 0)
+            if begin == _LFS_POINTER:
+                self.pointers.append(shown(place.path))
 
     def _file(self, source: int, target: int, name: str, place: _Place) -> None:
-        self._count(place)
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.ESTALE, "it changed while it was copied")
+        self._count(place, min(status.st_size, status.st_blocks * 512))
+        self._note_pointer(source, status, place)
         mode = _git_mode(status) if self._order.checkout else stat.S_IMODE(status.st_mode)
         copy_file(source, target, name, mode)
 
-    def _count(self, place: _Place) -> None:
+    def _count(self, place: _Place, size_bytes: int = 0) -> None:
         self._followed += place.followed
+        self._followed_bytes += size_bytes if place.followed else 0
         if self._followed > FOLLOWED_LIMIT:
-            raise SourceError(
-                f"links in the source lead to more than {FOLLOWED_LIMIT} files",
-                hint="use --keep-symlinks to copy links as links",
-            )
+            raise _too_much(f"{FOLLOWED_LIMIT} files")
+        if self._followed_bytes > self._order.followed_limit_bytes:
+            raise _too_much(f"{self._order.followed_limit_bytes} bytes")
+
+
+def _too_much(what: str) -> SourceError:
+    return SourceError(
+        f"links in the source lead to more than {what}",
+        hint="use --keep-symlinks to copy links as links",
+    )
+
+
+def _special(place: _Place, status: os.stat_result) -> SourceError:
+    # Upstream waits for ever at a FIFO, and fails at a socket without a word of where it is.
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    what = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+    return SourceError(
+        f"`{shown(place.path)}` in the source is {what}, which no image can have",
+        hint=f"name it in `{IGNORE_FILE}`, or use --exclude",
+    )
 
 
 @contextmanager
@@ -416,14 +501,22 @@ def _is_below(path: str, start: str) -> bool:
     return start in (".", path) or path.startswith(f"{start}/")
 
 
+def _may_be_pointer(status: os.stat_result) -> bool:
+    return len(_LFS_POINTER) <= status.st_size <= _LFS_POINTER_LIMIT
+
+
+def _climbs(link: str, target: str) -> bool:
+    """Whether a link's words alone lead above the root."""
+    depth = link.count("/")
+    for part in target.split("/"):
+        depth += 0 if part in ("", ".") else -1 if part == ".." else 1
+        if depth < 0:
+            return True
+    return False
+
+
 def _git_mode(status: os.stat_result) -> int:
     return 0o755 if status.st_mode & stat.S_IXUSR else 0o644
-
-
-def _move_file(source: int, target: int, name: str) -> None:
-    with _open_at(source, name, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-        os.fchmod(descriptor, _git_mode(os.fstat(descriptor)))
-    os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
 
 
 def _set_times(directory: int, name: str, status: os.stat_result) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -107,6 +108,17 @@ def fetched(tmp_path: Path) -> Fetcher:
     return Fetcher(tmp_path)
 
 
+@pytest.fixture
+def with_submodule(repository: Repository) -> Repository:
+    library = Repository(repository.path.parent / "library")
+    library.commit(lib="x")
+    repository.git(
+        *("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../library", "lib")
+    )
+    repository.commit()
+    return repository
+
+
 # --- content and information --------------------------------------------------------------------
 
 
@@ -176,17 +188,71 @@ def test_linked_worktree_is_cloned_at_its_own_head(
     assert result.info.ref == "side"
 
 
+def test_checkout_of_a_submodule_is_a_source(with_submodule: Repository, fetched: Fetcher) -> None:
+    checkout = with_submodule.path / "lib"
+    assert (checkout / ".git").is_file()
+    (checkout / "new").write_text("x")
+    result = fetched(checkout)
+    assert result.names == {"lib"}
+    assert result.warnings[0].startswith("1 file with changes")
+
+
 def test_uncommitted_files_are_left_out_with_a_warning(
     repository: Repository, fetched: Fetcher
 ) -> None:
     repository.write("a", "changed")
-    repository.write("new", "untracked")
+    repository.write("new/one", "untracked")
+    repository.write("new/two", "untracked")
+    repository.write("staged", "not committed")
+    repository.git("add", "staged")
     result = fetched(repository.path)
     assert (result.root / "a").read_text() == "1"
     assert result.names == {"a"}
     (warning,) = result.warnings
-    assert warning.startswith("2 files with changes not committed")
+    assert warning.startswith("4 files with changes not committed")
     assert "--copy" in warning
+    (warning,) = fetched(repository.path, ref="main").warnings
+    assert warning.startswith("4 files")
+    assert "--copy" not in warning
+
+
+def test_ignored_files_are_not_missed(repository: Repository, fetched: Fetcher) -> None:
+    repository.commit(**{".gitignore": "*.o\n"})
+    (repository.path / ".git/info/exclude").write_text("*.mine\n")
+    (fetched.directory / "global-ignore").write_text("*.all\n")
+    (fetched.directory / ".gitconfig").write_text(
+        f"[core]\n\texcludesFile = {fetched.directory}/global-ignore\n"
+    )
+    for name in ("x.o", "x.mine", "x.all"):
+        repository.write(name, "x")
+    assert fetched(repository.path, exclude="").warnings == []
+    assert not (fetched.directory / "work/src/.git/info/exclude").exists()
+    repository.write("one", "x")
+    (warning,) = fetched(repository.path).warnings
+    assert warning.startswith("1 file with changes")
+
+
+def test_commands_of_a_repository_do_not_run(
+    tmp_path: Path, repository: Repository, fetched: Fetcher
+) -> None:
+    repository.commit(**{".gitattributes": "* filter=evil diff=evil\n"})
+    mark = tmp_path / "mark"
+    program = tmp_path / "evil"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\ncat\n")
+    program.chmod(0o755)
+    for name in (
+        *("filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv"),
+        *("core.fsmonitor", "core.pager", "core.sshCommand", "core.editor", "gpg.program"),
+        *("diff.external", "uploadpack.packObjectsHook", "alias.status", "alias.rev-parse"),
+    ):
+        repository.git("config", name, f"!{program}" if name.startswith("alias") else str(program))
+    for hook in ("post-checkout", "post-index-change", "reference-transaction"):
+        shutil.copy(program, repository.path / ".git/hooks" / hook)
+    repository.write("a", "2")
+    result = fetched(repository.path)
+    assert (result.root / "a").read_text() == "1"
+    assert result.warnings[0].startswith("1 file with changes")
+    assert not mark.exists()
 
 
 def test_copy_takes_a_repository_as_it_is(repository: Repository, fetched: Fetcher) -> None:
@@ -296,6 +362,31 @@ def test_pull_request_that_no_branch_reaches_is_fetched(
     assert fetched(f"file://{branched.path}", ref=commit).names == {"a", "c", "p"}
 
 
+@pytest.mark.parametrize(
+    "name", ["pull/7/head", "merge-requests/7/head", "changes/34/1234/5", "pull-requests/7/from"]
+)
+@pytest.mark.parametrize("depth", [None, 1])
+def test_pull_requests_are_known_by_their_short_names(
+    branched: Repository, fetched: Fetcher, name: str, depth: int | None
+) -> None:
+    branched.git("checkout", "--quiet", "--detach")
+    commit = branched.commit(p="4")
+    branched.git("update-ref", f"refs/{name}", commit)
+    branched.git("checkout", "--quiet", "main")
+    for ref in (name, f"refs/{name}"):
+        result = fetched(f"file://{branched.path}", ref=ref, depth=depth)
+        assert result.names == {"a", "c", "p"}
+        assert result.info.commit_id == commit
+
+
+def test_branch_named_like_a_pull_request_comes_first(
+    branched: Repository, fetched: Fetcher
+) -> None:
+    branched.git("branch", "pull/7/head", "v1")
+    branched.git("update-ref", "refs/pull/7/head", "v2")
+    assert fetched(branched.path, ref="pull/7/head").names == {"a"}
+
+
 @pytest.mark.parametrize("ref", ["missing", "refs/pull/1/head", "f" * 40, "a"])
 def test_unknown_ref_is_named(branched: Repository, fetched: Fetcher, ref: str) -> None:
     with pytest.raises(SourceError, match=f"no branch, tag or commit `{ref}` in") as caught:
@@ -310,14 +401,89 @@ def test_ref_that_is_an_option_never_reaches_git(tmp_path: Path, fetched: Fetche
     assert not mark.exists()
 
 
+# --- a part of the history ----------------------------------------------------------------------
+
+
+def commits(result: Fetched) -> int:
+    """How many commits a clone brought; needs `exclude=""`."""
+    command = ["git", "rev-list", "--count", "--all", "HEAD"]
+    output = subprocess.check_output(command, cwd=result.root, env=ENVIRONMENT)
+    return int(output)
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"], ids=["path", "url"])
+@pytest.mark.parametrize(
+    ("ref", "names", "label"),
+    [
+        (None, {"a", "c"}, "main"),
+        ("HEAD", {"a", "c"}, "main"),
+        ("main", {"a", "c"}, "main"),
+        ("feature/x", {"a", "b"}, "feature/x"),
+        ("v1", {"a"}, "HEAD"),
+        ("v2", {"a", "b"}, "HEAD"),
+        ("refs/tags/v2", {"a", "b"}, "HEAD"),
+        ("refs/heads/feature/x", {"a", "b"}, "HEAD"),
+    ],
+)
+def test_depth_brings_the_last_commits_only(
+    branched: Repository,
+    fetched: Fetcher,
+    prefix: str,
+    ref: str | None,
+    names: set[str],
+    label: str,
+) -> None:
+    url = f"{prefix}{branched.path}"
+    result = fetched(url, ref=ref, depth=1)
+    assert result.names == names
+    assert (result.info.ref, result.info.location) == (label, url)
+    assert result.info == fetched(url, ref=ref).info
+    kept = fetched(url, ref=ref, depth=1, exclude="")
+    assert commits(kept) <= 2  # the wished one, and where that has no name, the default's
+    assert (kept.root / ".git/shallow").exists() or ref == "v1"
+
+
+def test_depth_counts_commits(branched: Repository, fetched: Fetcher) -> None:
+    for number in range(5):
+        branched.commit(f"{number}")
+    assert commits(fetched(branched.path, depth=3, exclude="")) == 3
+    assert commits(fetched(branched.path, depth=100, exclude="")) == 7
+
+
+def test_commit_of_a_shallow_clone_is_given_in_full(branched: Repository, fetched: Fetcher) -> None:
+    commit = branched.git("rev-parse", "feature/x")
+    url = f"file://{branched.path}"
+    assert fetched(url, ref=commit, depth=1).names == {"a", "b"}
+    for ref in (commit[:8], "HEAD~1", "missing"):
+        with pytest.raises(SourceError, match=f"no branch or tag `{ref}` in") as caught:
+            fetched(url, ref=ref, depth=1)
+        assert "full id" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("ref", ["f" * 40, "refs/pull/1/head", "pull/1/head"])
+def test_unknown_commit_is_named_with_depth_too(
+    branched: Repository, fetched: Fetcher, ref: str
+) -> None:
+    with pytest.raises(SourceError, match=f"no branch, tag or commit `{ref}` in") as caught:
+        fetched(branched.path, ref=ref, depth=1)
+    assert ("--depth" in (caught.value.hint or "")) is (ref == "f" * 40)
+
+
+def test_missing_repository_is_one_with_depth_too(tmp_path: Path, fetched: Fetcher) -> None:
+    with pytest.raises(SourceError, match="cannot clone"):
+        fetched(f"git://127.0.0.1:9{tmp_path}", ref="main", depth=1)
+
+
 # --- empty, missing, forbidden ------------------------------------------------------------------
 
 
 def test_empty_repository_is_refused(tmp_path: Path, fetched: Fetcher) -> None:
     Repository(tmp_path / "empty")
-    with pytest.raises(SourceError, match="is empty") as caught:
-        fetched(tmp_path / "empty")
-    assert "--copy" in (caught.value.hint or "")
+    for depth in (None, 1):
+        with pytest.raises(SourceError, match="is empty") as caught:
+            fetched(tmp_path / "empty", depth=depth)
+        assert "--copy" in (caught.value.hint or "")
+        assert (caught.value.reason, caught.value.exit_code) == ("EmptyGitRepository", 3)
 
 
 def test_repository_without_default_branch_asks_for_a_ref(
@@ -451,22 +617,43 @@ def test_context_directory_that_is_a_link_out_is_refused(
         fetched(repository.path, context_dir="out")
 
 
-@pytest.fixture
-def with_submodule(repository: Repository) -> Repository:
-    library = Repository(repository.path.parent / "library")
-    library.commit(lib="x")
-    repository.git(
-        *("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../library", "lib")
-    )
-    repository.commit()
-    return repository
-
-
 def test_submodules_come_where_the_user_allows_it(
     with_submodule: Repository, fetched: Fetcher
 ) -> None:
     (fetched.directory / ".gitconfig").write_text('[protocol "file"]\n\tallow = always\n')
     assert fetched(with_submodule.path).names == {"a", ".gitmodules", "lib", "lib/lib"}
+
+
+def test_submodules_come_shallow_too(with_submodule: Repository, fetched: Fetcher) -> None:
+    (fetched.directory / ".gitconfig").write_text('[protocol "file"]\n\tallow = always\n')
+    url = f"file://{with_submodule.path}"
+    result = fetched(url, depth=1)
+    assert result.names == {"a", ".gitmodules", "lib", "lib/lib"}
+
+
+@pytest.mark.parametrize("url", ["../library", "{here}/library", "file://{here}/library"])
+def test_submodule_urls_may_be_relative_or_local(
+    with_submodule: Repository, fetched: Fetcher, url: str
+) -> None:
+    url = url.format(here=with_submodule.path.parent)
+    with_submodule.git("config", "--file", ".gitmodules", "submodule.lib.url", url)
+    with_submodule.commit()
+    with pytest.raises(SourceError, match="fetch the submodules"):
+        fetched(with_submodule.path)
+    (fetched.directory / ".gitconfig").write_text('[protocol "file"]\n\tallow = always\n')
+    assert (fetched(with_submodule.path).root / "lib/lib").read_text() == "x"
+
+
+def test_submodule_by_a_helper_is_never_fetched(
+    tmp_path: Path, with_submodule: Repository, fetched: Fetcher
+) -> None:
+    mark = tmp_path / "mark"
+    with_submodule.git("config", "--file", ".gitmodules", "submodule.lib.url", f"ext::touch {mark}")
+    with_submodule.commit()
+    (fetched.directory / ".gitconfig").write_text('[protocol "ext"]\n\tallow = always\n')
+    with pytest.raises(SourceError, match="fetch the submodules"):
+        fetched(with_submodule.path)
+    assert not mark.exists()
 
 
 def test_submodule_from_this_host_is_refused_with_the_way_out(
@@ -480,3 +667,91 @@ def test_submodule_from_this_host_is_refused_with_the_way_out(
 def test_submodules_are_left_out_on_request(with_submodule: Repository, fetched: Fetcher) -> None:
     result = fetched(with_submodule.path, ignore_submodules=True)
     assert result.names == {"a", ".gitmodules", "lib"}
+
+
+# --- Git LFS ------------------------------------------------------------------------------------
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+# Speaks the protocol of long-running filters (gitattributes(5)): every content is in capitals.
+FILTER = """
+import sys
+
+def receive():
+    lines = []
+    while (size := int(sys.stdin.buffer.read(4) or b"0", 16)):
+        lines.append(sys.stdin.buffer.read(size - 4))
+    return lines
+
+def send(*lines):
+    for line in lines:
+        sys.stdout.buffer.write(b"%04x" % (len(line) + 4) + line)
+    sys.stdout.buffer.write(b"0000")
+    sys.stdout.buffer.flush()
+
+receive()
+send(b"git-filter-server\\n", b"version=2\\n")
+receive()
+send(b"capability=smudge\\n")
+while receive():
+    content = b"".join(receive())
+    send(b"status=success\\n")
+    send(content.upper())
+    send()
+"""
+
+
+@pytest.fixture
+def with_pointers(repository: Repository) -> Repository:
+    repository.commit(**{".gitattributes": "*.bin filter=lfs\n", "b.bin": POINTER, "c": "c"})
+    return repository
+
+
+def make_filter(path: Path, change: str = "upper") -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!{sys.executable} -IS\n{FILTER.replace('upper', change)}")
+    path.chmod(0o755)
+    return path
+
+
+def install_lfs(fetched: Fetcher) -> None:
+    directory = make_filter(fetched.directory / "my bin/git-lfs").parent
+    fetched.environment["PATH"] = f"{directory}:{fetched.environment['PATH']}"
+
+
+def skip_lfs(fetched: Fetcher) -> None:
+    """As `git lfs install --skip-smudge` does."""
+    program = make_filter(fetched.directory / "own", "strip() + bytes")
+    (fetched.directory / ".gitconfig").write_text(f'[filter "lfs"]\n\tprocess = {program}\n')
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"], ids=["path", "url"])
+def test_git_lfs_brings_contents_where_it_is_installed(
+    with_pointers: Repository, fetched: Fetcher, prefix: str
+) -> None:
+    install_lfs(fetched)
+    result = fetched(f"{prefix}{with_pointers.path}")
+    assert (result.root / "b.bin").read_text() == POINTER.upper()
+    assert (result.root / "c").read_text() == "c"
+    assert result.warnings == []
+
+
+def test_users_own_settings_of_git_lfs_win(with_pointers: Repository, fetched: Fetcher) -> None:
+    install_lfs(fetched)
+    skip_lfs(fetched)
+    result = fetched(with_pointers.path)
+    assert (result.root / "b.bin").read_text() == POINTER.strip()
+
+
+def test_pointers_without_content_are_counted(with_pointers: Repository, fetched: Fetcher) -> None:
+    skip_lfs(fetched)
+    (warning,) = fetched(with_pointers.path).warnings
+    assert warning.startswith("1 file is a Git LFS pointer without the content: `b.bin`")
+    assert "git-lfs is installed" in warning
+
+
+def test_git_lfs_that_fails_fails_the_build(with_pointers: Repository, fetched: Fetcher) -> None:
+    install_lfs(fetched)
+    (fetched.directory / "my bin/git-lfs").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(SourceError, match="cannot check out"):
+        fetched(with_pointers.path)

@@ -185,6 +185,14 @@ def test_links_that_multiply_are_stopped(
         copy(root, into)
 
 
+def test_links_that_multiply_one_large_file_are_stopped(root: Path, into: Path) -> None:
+    (root / "big").write_bytes(os.urandom(8192))
+    for number in range(20):
+        (root / f"link-{number}").symlink_to("big")
+    with pytest.raises(SourceError, match="lead to more than 100000 bytes"):
+        copy(root, into, followed_limit_bytes=100_000)
+
+
 def test_link_to_something_excluded_stays_a_link(root: Path, into: Path) -> None:
     write(root / ".git/config", "password")
     (root / "config").symlink_to(".git/config")
@@ -204,20 +212,53 @@ def test_link_below_something_excluded_stays_a_link(root: Path, into: Path) -> N
 # --- hostile trees ----------------------------------------------------------------------------
 
 
-def test_special_files_are_left_out_with_one_warning(root: Path, into: Path) -> None:
-    os.mkfifo(root / "fifo")
+def make_special(root: Path, kind: str) -> None:
+    if kind == "FIFO":
+        os.mkfifo(root / "odd\x1b")
+        return
     with socket.socket(socket.AF_UNIX) as server:
         here = os.open(root, os.O_RDONLY)
-        server.bind(f"/proc/self/fd/{here}/sock\x1b")
+        server.bind(f"/proc/self/fd/{here}/odd\x1b")
         os.close(here)
-    (root / "to-fifo").symlink_to("fifo")
-    write(root / "file")
-    events = copy(root, into)
-    assert names(into) == {"file"}
-    (event,) = events
-    assert isinstance(event, Notice)
-    assert event.level == "warning"
-    assert "`fifo`, `sock\\x1b`, `to-fifo`" in event.message
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket"])
+def test_special_file_is_refused_by_name_and_not_waited_for(
+    root: Path, into: Path, kind: str
+) -> None:
+    make_special(root, kind)
+    with pytest.raises(SourceError, match=rf"`odd\\x1b` in the source is a {kind}") as caught:
+        copy(root, into)
+    assert ".s2iignore" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket"])
+@pytest.mark.parametrize("way", ["exclude", "ignore"])
+def test_special_file_that_a_rule_names_is_left_out(
+    root: Path, into: Path, kind: str, way: str
+) -> None:
+    make_special(root, kind)
+    write(root / ".s2iignore", "odd*" if way == "ignore" else "")
+    copy(root, into, exclude="^odd" if way == "exclude" else "x{9}")
+    assert names(into) == {".s2iignore"}
+
+
+def test_link_to_a_special_file_is_refused_or_stays_a_link(root: Path, into: Path) -> None:
+    (root / "a").symlink_to("d/fifo")
+    (root / "d").mkdir()
+    os.mkfifo(root / "d/fifo")
+    with pytest.raises(SourceError, match="`a` in the source is a FIFO"):
+        copy(root, into)
+    again = into.parent / "again"
+    again.mkdir()
+    copy(root, again, exclude="fifo")
+    assert (again / "a").is_symlink()
+
+
+def test_device_behind_a_kept_link_is_not_opened(root: Path, into: Path) -> None:
+    (root / "null").symlink_to("/dev/null")
+    copy(root, into, links="keep")
+    assert (into / "null").readlink() == Path("/dev/null")
 
 
 def test_very_deep_tree_is_refused_and_a_deep_one_copied(root: Path, into: Path) -> None:
@@ -292,6 +333,33 @@ def test_ignored_s2i_directory_without_scripts_is_gone(root: Path, into: Path) -
     write(root / ".s2iignore", ".s2i\n")
     copy(root, into)
     assert names(into) == {".s2iignore"}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "stays"),
+    [("^docs$", False), (r"(^|/)\.git(/|$)", False), ("(?i)DOCS", False), ("", True)],
+)
+def test_git_directories_stay_out_unless_nothing_is_excluded(
+    root: Path, into: Path, exclude: str, stays: bool
+) -> None:
+    for path in (".git/HEAD", "sub/.git", ".gitignore", "a"):
+        write(root / path, "x")
+    copy(root, into, exclude=exclude)
+    git = {".git", ".git/HEAD", "sub/.git"} if stays else set()
+    assert names(into) == {".gitignore", "a", "sub"} | git
+
+
+def test_pointers_of_git_lfs_are_counted_where_they_count(root: Path, into: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for number in range(7):
+        write(root / f"{number}.bin", pointer)
+    write(root / "ignored.bin", pointer)
+    write(root / "quoted.md", f"It begins so: {pointer}")
+    write(root / ".s2iignore", "ignored.bin")
+    (event,) = copy(root, into)
+    assert isinstance(event, Notice)
+    assert event.message.startswith("7 files are Git LFS pointers")
+    assert "`4.bin` and 2 more" in event.message
 
 
 def test_malformed_pattern_is_reported(root: Path, into: Path) -> None:
@@ -401,9 +469,12 @@ def test_directory_whose_name_looks_like_something_else_is_one(tmp_path: Path) -
     ("text", "words"),
     [
         ("missing", "neither a directory nor a git URL"),
-        ("app.jar", "is a file"),
-        ("-", "standard input"),
-        ("", "without a source"),
+        ("app.jar", "is a file that is empty"),
+        ("app.jar/x", "neither a directory"),
+        ("notes.txt", "is a file that is no archive"),
+        ("", "empty text"),
+        ("no/such\0file", "neither a directory nor a git URL"),
+        ("x" * 5000, "File name too long"),
         ("ext::sh -c id", "no transport"),
         ("http::http://h/x", "no transport"),
         ("fd::17", "no transport"),
@@ -417,13 +488,33 @@ def test_directory_whose_name_looks_like_something_else_is_one(tmp_path: Path) -
         ("https:x", "names no host"),
         ("https://h/x#-f", "invalid ref"),
         ("https://h/x#a b", "invalid ref"),
+        ("https://h/x#main:refs/heads/x", "invalid ref"),
+        ("https://h/x#refs/heads/*", "invalid ref"),
+        ("https://h/x#a..b", "invalid ref"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, text: str, words: str) -> None:
     write(tmp_path / "app.jar")
+    write(tmp_path / "notes.txt", "notes")
     with pytest.raises(SourceError, match=words) as caught:
         parse_source(text, cwd=tmp_path)
     assert "secret" not in caught.value.message
+
+
+def test_long_url_is_a_url(tmp_path: Path) -> None:
+    url = f"https://{'x' * 300}:@host/x"
+    assert parse_source(url, cwd=tmp_path) == GitSource(url)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1 << 31])
+def test_depth_that_is_none_is_refused(tmp_path: Path, depth: int) -> None:
+    with pytest.raises(UsageError, match=f"--depth is `{depth}`"):
+        parse_source("https://h/x", cwd=tmp_path, depth=depth)
+
+
+def test_depth_is_for_clones_only(tmp_path: Path) -> None:
+    assert parse_source("https://h/x", cwd=tmp_path, depth=3) == GitSource("https://h/x", depth=3)
+    assert parse_source(".", cwd=tmp_path, depth=3) == DirSource(tmp_path, ".")
 
 
 @pytest.mark.parametrize("context", ["..", "a/../../b", "/../x"])
