@@ -1,5 +1,7 @@
 """HTTP as a registry client needs it: single exchanges with limits, TLS, proxies and retries.
 
+Other servers are spoken to in the same way, see `Request.registry`.
+
 Requests are prepared and handed to `requests` adapters directly. A `requests.Session` would read
 the process environment and `~/.netrc`, keep cookies, follow redirects with credentials of others
 and is not made for threads; an adapter has none of that and its connection pool is thread-safe.
@@ -7,6 +9,7 @@ and is not made for threads; an adapter has none of that and its connection pool
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import random
 import socket
@@ -17,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
@@ -202,6 +205,33 @@ def origin(url: str) -> tuple[str, str, int]:
     return scheme, host.lower(), port or (443 if scheme == "https" else 80)
 
 
+def is_web_url(text: str) -> bool:
+    """Whether `text` is an absolute http or https URL, without spaces or control characters."""
+    # Of `http://a\@b` parsers differ on which is the host, and so on who gets the password.
+    if not text.isprintable() or " " in text or "\\" in text:
+        return False
+    try:
+        origin(text)
+    except RequestError:
+        return False
+    return True
+
+
+def split_credentials(url: str) -> tuple[str, str | None]:
+    """A URL without user, password and fragment, and the value of `Authorization` they make.
+
+    Like curl and Go's client, which send what the URL brings as basic authentication (RFC 7617).
+    """
+    parts = urlsplit(url)
+    user_info, _, host = parts.netloc.rpartition("@")
+    bare = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    if not user_info:
+        return bare, None
+    user, _, password = user_info.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return bare, f"Basic {base64.b64encode(pair).decode()}"
+
+
 def is_private_address(host: str) -> bool:
     """Whether `host` is an IP literal that only means something on this network."""
     try:
@@ -378,7 +408,11 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request. `authorization` goes to the origin of `url` only, never to another."""
+    """One HTTP request. `authorization` goes to the origin of `url` only, never to another.
+
+    `registry` is false for any other server: from plain http it may send on to plain http, from
+    https never, and no error speaks of a registry.
+    """
 
     method: str
     url: str
@@ -387,6 +421,7 @@ class Request:
     authorization: str | None = field(default=None, repr=False)
     read_seconds: float = READ_SECONDS
     follow_redirects: bool = True
+    registry: bool = True
 
     def __str__(self) -> str:
         return f"{self.method} {redacted(self.url)}"
@@ -436,14 +471,23 @@ class Http:
         except ValueError:
             target = location  # `origin` refuses it
         if request.method not in ("GET", "HEAD") and status not in (307, 308):
-            raise RequestError(f"{request} was redirected with status {status}", kind="redirect")
-        scheme, _, _ = origin(target)
-        if scheme == "http" and not self.plain_http_allowed(urlsplit(target).netloc):
+            raise RequestError(
+                f"{request} was redirected with status {status}", kind="redirect", status=status
+            )
+        if not self._may_lead_to(request, target):
             raise RequestError(
                 f"{request} was redirected to plain http at `{redacted(target)}`", kind="redirect"
             )
         same = origin(target) == origin(request.url)
         return replace(request, url=target, authorization=request.authorization if same else None)
+
+    def _may_lead_to(self, request: Request, target: str) -> bool:
+        scheme, _, _ = origin(target)
+        if scheme == "https":
+            return True
+        if request.registry:
+            return self.plain_http_allowed(urlsplit(target).netloc)
+        return origin(request.url)[0] == "http"
 
     def _send(self, request: Request) -> requests.Response:
         headers = {
@@ -535,11 +579,21 @@ def _failure(request: Request, error: BaseException, proxy: str | None) -> Reque
     kind, reason = _kind_and_reason(list(_causes(error)))
     through = f" through the proxy `{redacted(proxy)}`" if proxy else ""
     host = urlsplit(request.url).netloc.rpartition("@")[2]
+    hint = _HINTS.get(kind)
     if kind in ("unreachable", "certificate", "tls"):
-        message = f"cannot reach registry `{host}`{through}: {reason}"
+        peer = "registry" if request.registry else "server"
+        message = f"cannot reach {peer} `{host}`{through}: {reason}"
     else:
         message = f"{request}{through} failed: {reason}"
-    return RequestError(message, kind=kind, hint=_HINTS.get(kind))
+    if kind == "tls" and not request.registry:
+        hint = "does it speak plain http?"
+    return RequestError(message, kind=kind, hint=hint)
+
+
+def message_with_url(error: RegistryError, url: str) -> str:
+    """The message of an error, after the URL that was asked for if it does not name it."""
+    named = redacted(url)
+    return error.message if named in error.message else f"{named}: {error.message}"
 
 
 def _kind_and_reason(causes: Iterable[BaseException]) -> tuple[FailureKind, str]:

@@ -1,8 +1,9 @@
 """Which assemble, run and save-artifacts a build uses, and from where.
 
 The order is source-to-image's (`pkg/scripts/install.go`), for each script by itself: the scripts
-URL of the user, the source's `.s2i/bin`, the builder image. Scripts of the user and of the source
-are put into one directory of the host; those of an image are only named.
+URL of the user, the source's `.s2i/bin`, the image. Scripts of the user, of the source and of a
+web server are put into one directory of the host; those of an image are only named. Each script
+remembers its own place, so a `--scripts-url` with some of them mixes with the others.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import os
 import posixpath
 import stat
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 from ocis2i.errors import ScriptsError, SourceError, UsageError
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.net import is_web_url, redacted
 from ocis2i.s2i import (
     DEFAULT_DESTINATION,
     ENVIRONMENT_PATH,
     REQUIRED_SCRIPTS,
+    SCRIPTS_URL_LABELS,
     SOURCE_SCRIPT_DIRECTORIES,
     EnvironmentFile,
     image_directory,
@@ -34,9 +37,12 @@ from ocis2i.sources.local import copy_file, find_real, open_directory, open_real
 
 ENVIRONMENT_LIMIT = 1 << 20
 SCRIPT_MODE = 0o755
+SCRIPT_LIMIT = 1 << 20  # bytes of a script that comes over HTTP
 _SOURCE_URL = "<source-dir>/"  # upstream's words
 
-Origin = Literal["flag", "source", "image"]
+Origin = Literal["flag", "source", "image", "fallback"]
+# From a URL and a limit in bytes to the file, None when it is not there; raises `ScriptsError`.
+Download = Callable[[str, int], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +80,47 @@ class ScriptSet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Search:
-    """Where to look, and where to put what is found."""
+class _InImage:
+    """A directory inside the image; nobody looks whether a script is there."""
 
-    flag: str | None
-    contract: str | None
-    source: SourceTree
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class _OnHost:
+    """A directory of this machine that the user named."""
+
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _OnWeb:
+    """An http or https URL below which the scripts are; it may hold a password."""
+
+    url: str = field(repr=False)
+
+
+_Directory = _InImage | _OnHost | _OnWeb
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a script may be, whose that is, and how a list of failures names it."""
+
+    origin: Origin
+    where: _Directory | SourceTree
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Where to look, best first, and where to put what is found."""
+
+    places: tuple[_Place, ...]
+    known: ScriptSet
     into: Path
     destination: str
-    cwd: Path | None
+    download: Download | None
     report: Report
 
 
@@ -90,44 +128,53 @@ def resolve(
     contract_scripts_url: str | None,
     *,
     scripts_url_flag: str | None,
-    source: SourceTree,
+    source: SourceTree | None,
     into: Path,
     wanted: Sequence[str] = REQUIRED_SCRIPTS,
     optional: Sequence[str] = ("save-artifacts",),
     destination: str = DEFAULT_DESTINATION,
     cwd: Path | None = None,
+    image_scripts_url: str | None = None,
+    whose: str = "the builder image",
+    known: ScriptSet | None = None,
+    download: Download | None = None,
     report: Report,
 ) -> ScriptSet:
     """Finds every script of `wanted` and those of `optional` that are there.
 
     Scripts of the source are moved into the existing directory `into`, mode 0755, and will be run
-    from `destination`/scripts. A relative `file://` URL starts at `cwd`. An `image:` URL counts
-    as a place that has every script. Raises `UsageError` for a scripts URL that is none, and
-    `ScriptsError` when a wanted script is nowhere (`InstallScriptsFailed`), or when the user's
-    URL offers no script at all (`FetchScriptsFailed`).
+    from `destination`/scripts. A relative `file://` URL starts at `cwd`; http URLs need `download`.
+    An `image:` URL counts as a place that has every script. `contract_scripts_url` is what the
+    image promises that error messages call `whose`; `image_scripts_url` is the last place of all.
+    `known` is what an earlier call for the same build found: it took the scripts out of the source,
+    so those of the user and of the source are copied from there.
+
+    Raises `UsageError` for a scripts URL that is none, and `ScriptsError` when a wanted script is
+    nowhere (`InstallScriptsFailed`), or when the user's URL offers no script at all or a script
+    cannot be fetched (`FetchScriptsFailed`).
     """
-    if scripts_url_flag:
-        _check_flag(scripts_url_flag)
-    if contract_scripts_url:
-        _check_promise(contract_scripts_url)
-    search = _Search(scripts_url_flag, contract_scripts_url, source, into, destination, cwd, report)
+    promise, fault = _read_promise(contract_scripts_url, whose, download)
+    places = (
+        _place_of_flag(scripts_url_flag, "--scripts-url", "flag", cwd, download),
+        _place_of_source(source),
+        promise,
+        _place_of_flag(image_scripts_url, "--image-scripts-url", "fallback", cwd, download),
+    )
+    there = tuple(place for place in places if place is not None)
+    search = _Search(there, known or ScriptSet(), into, destination, download, report)
     names = tuple(dict.fromkeys((*wanted, *optional)))
-    try:
-        found = {name: place for name in names if (place := _find(name, search)) is not None}
-        _remove_taken(source, found.values())
-    except OSError as error:
-        if is_full(error):
-            raise
-        raise ScriptsError(f"cannot take the scripts: {error.strerror or error}") from error
-    if scripts_url_flag and not any(place.origin == "flag" for place in found.values()):
+    found = _find_all(names, source, search)
+    if scripts_url_flag and not _offered_by_flag(found, search.known):
         raise ScriptsError(
-            f"`{shown(redact_url(scripts_url_flag))}` has none of the scripts {_listed(names)}",
+            f"{there[0].words} has none of the scripts {_listed(names)}",
             hint="--scripts-url must name a directory with these scripts in it",
             reason="FetchScriptsFailed",
         )
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise _missing(missing, search)
+        raise fault or _missing(missing, contract_scripts_url, whose, search)
+    if fault and len(found) < len(names):
+        report(Notice("warning", fault.message))
     return ScriptSet(found)
 
 
@@ -153,36 +200,184 @@ def read_environment(source: SourceTree, report: Report) -> EnvironmentFile:
 # --- the places, best first -------------------------------------------------------------------
 
 
-def _find(name: str, search: _Search) -> ScriptPlace | None:
-    if search.flag and (place := _from_url(name, search.flag, "flag", search)):
-        return place
-    if place := _from_source(name, search):
-        return place
-    if search.contract:
-        return _from_url(name, search.contract, "image", search)
-    return None
+def _place_of_flag(
+    url: str | None, flag: str, origin: Origin, cwd: Path | None, download: Download | None
+) -> _Place | None:
+    """Raises `UsageError` for a URL that cannot work; upstream passes over it in silence."""
+    if not url:
+        return None
+    where = _parse_url(url, cwd)
+    if isinstance(where, str):
+        raise UsageError(
+            f"{flag} `{_without_secrets(url)}`: {where}",
+            hint="write image:///directory/in/the/image, file:///directory or "
+            "https://host/directory",
+        )
+    if isinstance(where, _OnWeb) and download is None:
+        raise UsageError(
+            f"{flag} `{_without_secrets(url)}`: nothing is fetched over HTTP here",
+            hint="download the scripts and use file:///directory",
+        )
+    return _Place(origin, where, f"`{_without_secrets(url)}`")
 
 
-def _from_url(name: str, url: str, origin: Origin, search: _Search) -> ScriptPlace | None:
+def _place_of_source(source: SourceTree | None) -> _Place | None:
+    if source is None:
+        return None
+    words = ", ".join(f"`{directory}` of the source" for directory in SOURCE_SCRIPT_DIRECTORIES)
+    return _Place("source", source, words)
+
+
+def _read_promise(
+    url: str | None, whose: str, download: Download | None
+) -> tuple[_Place | None, ScriptsError | None]:
+    """The place that an image promises, or what is wrong with it: an error once it is needed."""
+    if not url:
+        return None, None
+    where = _parse_url(url, None)
+    # `file:` is refused: an image has no business with the files of this host.
+    if isinstance(where, _InImage) or (isinstance(where, _OnWeb) and download is not None):
+        return _Place("image", where, f"`{_without_secrets(url)}` of {whose}"), None
+    supported = "only image:// is" if download is None else "only image:// and https:// are"
+    return None, ScriptsError(
+        f"the scripts URL `{_without_secrets(url)}` of {whose} is not supported, {supported}",
+        hint="name the directory with --scripts-url image:///directory/in/the/image",
+    )
+
+
+def _parse_url(url: str, cwd: Path | None) -> _Directory | str:
+    """What a scripts URL names, or in words what is wrong with it."""
     directory = image_directory(url)
     if directory is not None:
-        path = posixpath.join(directory, name)
-        return ScriptPlace(name, origin, f"image://{path}", path)
-    host_directory = _host_directory(url, search.cwd)
-    path_on_host = host_directory / name
-    if not path_on_host.is_file():
+        return _InImage(directory)
+    scheme, colon, rest = url.partition(":")
+    if not colon:
+        return "it is not a URL"
+    match scheme.lower():
+        case "file":
+            return _parse_host_directory(rest, cwd)
+        case "http" | "https":
+            return _OnWeb(url) if is_web_url(url) else "it is malformed"
+        case _:
+            return f"unknown kind `{shown(scheme)}:`"
+
+
+def _parse_host_directory(rest: str, cwd: Path | None) -> _OnHost | str:
+    text = urllib.parse.unquote(rest).removeprefix("//")
+    path = Path(text)
+    if not text or "\0" in text:
+        return "it names no directory"
+    if path.is_absolute():
+        return _OnHost(path)
+    return "it is relative" if cwd is None else _OnHost(cwd / path)
+
+
+def script_url(url: str, name: str) -> str:
+    """The URL of the script `name` below `url`; a query stays where queries are."""
+    parts = urllib.parse.urlsplit(url)
+    path = f"{parts.path.rstrip('/')}/{name}"
+    return urllib.parse.urlunsplit(parts._replace(path=path, fragment=""))
+
+
+def _without_secrets(url: str) -> str:
+    return shown(redacted(url) if is_web_url(url) else redact_url(url))
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+
+def _find_all(
+    names: Sequence[str], source: SourceTree | None, search: _Search
+) -> dict[str, ScriptPlace]:
+    try:
+        reused = {name: place for name in names if (place := _reuse(name, search)) is not None}
+        fresh = {
+            name: place
+            for name in names
+            if name not in reused and (place := _find(name, search)) is not None
+        }
+        if source is not None:
+            _remove_taken(source, fresh.values())
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ScriptsError(f"cannot take the scripts: {error.strerror or error}") from error
+    found = reused | fresh
+    return {name: found[name] for name in names if name in found}
+
+
+def _reuse(name: str, search: _Search) -> ScriptPlace | None:
+    place = search.known.get(name)
+    if place is None or place.file is None or place.origin not in ("flag", "source"):
         return None
-    # The user named this directory: links in it are the user's own, and are followed.
-    descriptor = os.open(path_on_host, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         file = _put(descriptor, name, search)
     finally:
         os.close(descriptor)
-    return _in_destination(name, origin, path_on_host.as_uri(), file, search)
+    return _in_destination(name, place.origin, place.url, file, search)
 
 
-def _from_source(name: str, search: _Search) -> ScriptPlace | None:
-    with open_directory(search.source.root) as root_fd:
+def _find(name: str, search: _Search) -> ScriptPlace | None:
+    for place in search.places:
+        if found := _look(name, place, search):
+            search.report(Notice("debug", f"script `{name}` from `{shown(found.url)}`"))
+            return found
+    return None
+
+
+def _look(name: str, place: _Place, search: _Search) -> ScriptPlace | None:
+    match place.where:
+        case _InImage(directory):
+            path = posixpath.join(directory, name)
+            return ScriptPlace(name, place.origin, f"image://{path}", path)
+        case _OnHost(directory):
+            return _from_host(name, directory / name, place.origin, search)
+        case _OnWeb(url):
+            return _from_web(name, script_url(url, name), place.origin, search)
+        case SourceTree() as source:
+            return _from_source(name, source, search)
+        case _:
+            assert_never(place.where)
+
+
+def _from_host(name: str, path: Path, origin: Origin, search: _Search) -> ScriptPlace | None:
+    # The user named this directory: links in it are the user's own, and are followed.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ScriptsError(
+            f"cannot read the script `{shown(str(path))}`: {error.strerror}",
+            reason="FetchScriptsFailed",
+        ) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ScriptsError(
+                f"the script `{shown(str(path))}` is not a file", reason="FetchScriptsFailed"
+            )
+        file = _put(descriptor, name, search)
+    finally:
+        os.close(descriptor)
+    return _in_destination(name, origin, path.as_uri(), file, search)
+
+
+def _from_web(name: str, url: str, origin: Origin, search: _Search) -> ScriptPlace | None:
+    data = search.download(url, SCRIPT_LIMIT) if search.download else None
+    if data is None:
+        return None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open_directory(search.into) as into_fd:
+        descriptor = os.open(name, flags, 0o600, dir_fd=into_fd)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            os.fchmod(descriptor, SCRIPT_MODE)
+    return _in_destination(name, origin, redacted(url), search.into / name, search)
+
+
+def _from_source(name: str, source: SourceTree, search: _Search) -> ScriptPlace | None:
+    with open_directory(source.root) as root_fd:
         for directory in SOURCE_SCRIPT_DIRECTORIES:
             path = f"{directory}/{name}"
             if not _is_there(root_fd, path):
@@ -203,47 +398,8 @@ def _in_destination(
     return ScriptPlace(name, origin, url, path, file)
 
 
-# --- reading URLs -----------------------------------------------------------------------------
-
-
-def _check_flag(url: str) -> None:
-    """Raises `UsageError` for a URL that cannot work; upstream passes over it in silence."""
-    scheme, colon, _ = url.partition(":")
-    if image_directory(url) is not None or scheme == "file":
-        return
-    text = shown(redact_url(url))
-    if scheme in ("http", "https"):
-        raise UsageError(
-            f"--scripts-url `{text}`: scripts cannot be loaded over HTTP yet",
-            hint="download them and use file:///directory, or put them into .s2i/bin",
-        )
-    problem = f"unknown kind `{shown(scheme)}:`" if colon else "it is not a URL"
-    raise UsageError(
-        f"--scripts-url `{text}`: {problem}",
-        hint="write image:///directory/in/the/image or file:///directory",
-    )
-
-
-def _check_promise(url: str) -> None:
-    # `file:` too: a builder image has no business with the files of this host.
-    if image_directory(url) is None:
-        raise ScriptsError(
-            f"the builder image's scripts URL `{shown(redact_url(url))}` is not supported, "
-            "only image:// is",
-            hint="name the directory with --scripts-url image:///directory/in/the/image",
-        )
-
-
-def _host_directory(url: str, cwd: Path | None) -> Path:
-    rest = urllib.parse.unquote(url.partition(":")[2])
-    path = Path(rest.removeprefix("//"))
-    if path.is_absolute():
-        return path
-    if cwd is None:
-        raise UsageError(
-            f"scripts URL `{shown(url)}` is relative", hint="write file:///absolute/directory"
-        )
-    return cwd / path
+def _offered_by_flag(found: Mapping[str, ScriptPlace], known: ScriptSet) -> bool:
+    return any(place.origin == "flag" for place in (*found.values(), *known.places.values()))
 
 
 # --- taking files -----------------------------------------------------------------------------
@@ -304,19 +460,17 @@ def _remove(root_fd: int, directory: str, name: str) -> None:
         os.fchmod(parent, mode)
 
 
-def _missing(names: Sequence[str], search: _Search) -> ScriptsError:
-    places = [f"`{directory}` of the source" for directory in SOURCE_SCRIPT_DIRECTORIES]
-    if search.flag:
-        places.insert(0, f"`{shown(redact_url(search.flag))}`")
-    places.append(
-        f"`{shown(redact_url(search.contract))}` of the builder image"
-        if search.contract
-        else "the builder image, which has no label `io.openshift.s2i.scripts-url`"
-    )
+def _missing(
+    names: Sequence[str], contract: str | None, whose: str, search: _Search
+) -> ScriptsError:
+    places = [place.words for place in search.places]
+    if not contract:
+        places.append(f"{whose}, which has no label `{SCRIPTS_URL_LABELS[0]}`")
+    in_source = any(place.origin == "source" for place in search.places)
+    ways = "put the scripts into .s2i/bin, or " if in_source else ""
     return ScriptsError(
         f"no script {_listed(names)}; looked in {', '.join(places)}",
-        hint="is it an S2I builder image? else put the scripts into .s2i/bin, "
-        "or name their place with --scripts-url",
+        hint=f"is {whose} made for S2I? else {ways}name their place with --scripts-url",
     )
 
 

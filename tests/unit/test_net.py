@@ -23,15 +23,19 @@ from ocis2i.net import (
     RetryPolicy,
     check_foreign_address,
     final_seconds,
+    is_web_url,
+    message_with_url,
     origin,
     proxy_for,
     read_body,
     redacted,
     retry_after_seconds,
+    split_credentials,
     tls_context,
 )
 from ocis2i.registry import Registry
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.web import Answer, FakeWeb
 
 BROKEN = RequestError("broken", kind="broken")
 
@@ -120,6 +124,85 @@ def test_origin_fills_in_the_port() -> None:
     for url in ("ftp://example.com", "/path", "http://example.com:x/"):
         with pytest.raises(RegistryError):
             origin(url)
+
+
+@pytest.mark.parametrize("url", ["http://h", "https://ann:pw@[::1]:8443/a?x=1#y", "HTTPS://h/"])
+def test_web_url_is_one(url: str) -> None:
+    assert is_web_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "h", "/h", "file:///h", "http:h", "http://", "http://h:x", "http://[h", "http:// h"]
+)
+def test_other_text_is_no_web_url(url: str) -> None:
+    assert not is_web_url(url)
+    for char in ("\n", "\x1b", "\\", "\u202e"):
+        assert not is_web_url(f"https://h/{char}")
+
+
+@pytest.mark.parametrize(
+    ("url", "bare", "authorization"),
+    [
+        ("http://h/a?b=c#d", "http://h/a?b=c", None),
+        ("http://@h:1/", "http://h:1/", None),
+        ("https://a:b@h/x", "https://h/x", "Basic YTpi"),
+        ("https://a@h/x", "https://h/x", "Basic YTo="),
+        ("https://a%40b:c%3Ad@h/", "https://h/", "Basic YUBiOmM6ZA=="),
+        ("https://a:b@c@h/", "https://h/", "Basic YTpiQGM="),
+    ],
+)
+def test_credentials_are_taken_off_a_url(url: str, bare: str, authorization: str | None) -> None:
+    assert split_credentials(url) == (bare, authorization)
+
+
+def test_message_names_the_url_once() -> None:
+    url = "https://ann:s3cret@h/a?b"
+    assert message_with_url(RegistryError("no"), url) == "https://h/a: no"
+    assert message_with_url(RegistryError("GET https://h/a: no"), url) == "GET https://h/a: no"
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "registry", "allowed"),
+    [
+        ("https://a/", "https://b/", True, True),
+        ("https://a/", "https://b/", False, True),
+        ("https://a/", "http://b/", True, False),
+        ("https://a/", "http://a/", False, False),
+        ("https://a/", "http://127.0.0.1/", False, False),
+        ("http://a/", "http://b/", False, True),
+        ("http://a/", "http://b/", True, False),
+        ("http://a/", "https://b/", False, True),
+    ],
+)
+def test_redirects_never_lead_from_https_to_http(
+    url: str, target: str, registry: bool, allowed: bool
+) -> None:
+    request = Request("GET", url, authorization="Basic s3cret", registry=registry)
+    if not allowed:
+        with pytest.raises(RequestError, match="redirected to plain http"):
+            Http({})._redirected(request, 302, target)
+        return
+    redirected = Http({})._redirected(request, 302, target)
+    assert (redirected.url, redirected.authorization) == (target, None)
+
+
+def test_server_that_is_no_registry_is_not_called_one(secure: FakeRegistry) -> None:
+    plain = Request("GET", f"https://{secure.host}/", registry=False)
+    with pytest.raises(RequestError, match="cannot reach server `127"):
+        Http({}).exchange(plain)
+    with FakeWeb() as web:
+        web.put("/", Answer(status=200))
+        with pytest.raises(RequestError, match="does not speak TLS") as caught:
+            Http({}).exchange(Request("GET", f"https://{web.host}/", registry=False))
+    assert caught.value.hint == "does it speak plain http?"
+
+
+def test_post_is_redirected_only_with_its_body() -> None:
+    request = Request("POST", "https://a/", body=b"x")
+    assert Http({})._redirected(request, 308, "/b").body == b"x"
+    with pytest.raises(RequestError) as caught:
+        Http({})._redirected(request, 303, "/b")
+    assert (caught.value.kind, caught.value.status) == ("redirect", 303)
 
 
 @pytest.mark.parametrize(
