@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol, TypeAlias
 
 from ocis2i.errors import IsolationError, UsageError
 from ocis2i.s2i import Identity
@@ -28,6 +28,9 @@ ROOT_CAPABILITIES = (
 # What a container calls itself, in its own UTS namespace.
 HOSTNAME = "ocis2i"
 
+# "none" is a network namespace of its own with nothing in it but the loopback device.
+Network: TypeAlias = Literal["host", "none"]
+
 OutputLine = Callable[[Literal["stdout", "stderr"], str], None]
 
 
@@ -43,7 +46,10 @@ class BindMount:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """One process to run in a container: all that any executor has to know."""
+    """One process to run in a container: all that any executor has to know.
+
+    `cap_drop` are names as `linux/capability.h` has them, or `ALL`.
+    """
 
     argv: tuple[str, ...]
     environment: tuple[str, ...]
@@ -51,6 +57,15 @@ class RunSpec:
     identity: Identity
     mounts: tuple[BindMount, ...] = ()
     hostname: str = HOSTNAME
+    cap_drop: frozenset[str] = frozenset()
+    network: Network = "host"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the process may do: only root may do anything, and less what was dropped."""
+        if self.identity.uid != 0 or "ALL" in self.cap_drop:
+            return ()
+        return tuple(name for name in ROOT_CAPABILITIES if name not in self.cap_drop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +78,15 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
-    """Where a process's output goes: to `line`, or, when that is `None`, to our own streams."""
+    """Where a process's output goes: to `line`, or, when that is `None`, to our own streams.
+
+    With `output` the bytes of standard output go there as they are, and only standard error to
+    `line`. A process that writes more than `output_limit` bytes is killed.
+    """
 
     line: OutputLine | None = None
+    output: BinaryIO | None = None
+    output_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +120,12 @@ class Runner(Protocol):
         """Whether this host has what the runner needs."""
 
     def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
-        """Runs the process to its end. Raises `IsolationError` when it cannot be started."""
+        """Runs the process to its end.
+
+        Raises `IsolationError` when it cannot be started, `PolicyError` when it writes more than
+        `stdio.output_limit`, `OutputError` when `stdio.output` does not take what it writes. After
+        the last two the process is gone, and the runner can be used again.
+        """
 
 
 def choose(runners: Sequence[Runner], wanted: str | None) -> Runner:

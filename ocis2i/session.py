@@ -7,17 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocis2i.container_options import HostEntry
 from ocis2i.errors import Ocis2iError
 from ocis2i.fs import Lock, remove_tree
 from ocis2i.isolation.agent import Agent, agent
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.runc import Runc
-from ocis2i.runner import HOSTNAME, BindMount, Runner, choose
+from ocis2i.runner import HOSTNAME, BindMount, Network, Runner, choose
 from ocis2i.settings import Settings
 from ocis2i.store import Store
 
 _RESOLVER = "resolv.conf"
 _HOSTS = "hosts"
+# Whoever asks for a name in a container without network is told at once that there is none.
+_NO_RESOLVER = b"# no network, no name servers\n"
+_LOOPBACK = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +40,40 @@ class Session:
         ]
         return choose(runners, wanted)
 
-    def network_files(self) -> tuple[BindMount, ...]:
-        """Name resolution as the host has it, for a container in the host's network."""
-        # The container's own name must resolve: Java, for one, asks for it.
-        own = {_HOSTS: f"127.0.0.1\t{HOSTNAME}\n".encode()}
+    def network_files(
+        self, add_hosts: Sequence[HostEntry] = (), network: Network = "host"
+    ) -> tuple[BindMount, ...]:
+        """Name resolution for the containers: as the host has it, and `add_hosts` before that.
+
+        Without network there are only `add_hosts` and the loopback device's names.
+        """
+        contents = {_RESOLVER: _NO_RESOLVER, _HOSTS: _LOOPBACK}
+        if network == "host":
+            contents = {name: _read_lines(Path("/etc", name)) for name in contents}
+        contents[_HOSTS] = hosts_file(contents[_HOSTS], add_hosts)
         mounts = []
-        for name in (_RESOLVER, _HOSTS):
+        for name, content in contents.items():
             copy = self.directory / name
-            try:
-                content = Path("/etc", name).read_bytes()
-            except OSError:  # none, a link to nothing, or not for us to read
-                content = b""
-            if content and not content.endswith(b"\n"):
-                content += b"\n"
-            copy.write_bytes(content + own.get(name, b""))
+            copy.write_bytes(content)
             copy.chmod(0o644)  # for every user of the container, whatever the umask
             mounts.append(BindMount(str(copy), f"/etc/{name}", read_only=True, directory=False))
         return tuple(mounts)
+
+
+def hosts_file(known: bytes, add_hosts: Sequence[HostEntry]) -> bytes:
+    """`/etc/hosts` with the user's entries before the `known` lines: the first one counts."""
+    added = "".join(f"{entry.address}\t{entry.name}\n" for entry in add_hosts).encode()
+    # The container's own name must resolve: Java, for one, asks for it.
+    return added + known + f"127.0.0.1\t{HOSTNAME}\n".encode()
+
+
+def _read_lines(path: Path) -> bytes:
+    """A file of the host's, its last line ended; empty for none or one that is not for us."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return b""
+    return content if not content or content.endswith(b"\n") else content + b"\n"
 
 
 @contextmanager

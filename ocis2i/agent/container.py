@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import socket
 import stat
+import struct
 from typing import Any, NoReturn
 
 from ocis2i import syscalls
@@ -20,13 +23,19 @@ from ocis2i.agent.failure import AgentError
 from ocis2i.agent.mounts import opened
 from ocis2i.agent.tree import join, resolve
 
-_NAMESPACES = (
-    syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWCGROUP
-)
+_NAMESPACES = {
+    "mount": syscalls.CLONE_NEWNS,
+    "pid": syscalls.CLONE_NEWPID,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "network": syscalls.CLONE_NEWNET,
+}
+# include/uapi/linux/{sockios,if}.h: the same on every architecture.
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_IFREQ = struct.Struct("16sh22x")
 _FLAGS = {
     "ro": syscalls.MS_RDONLY,
     "rro": syscalls.MS_RDONLY,
@@ -45,15 +54,6 @@ _LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-# linux/capability.h, in the order of their numbers.
-_CAPABILITIES = """
-CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID CAP_SETUID
-CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW
-CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT
-CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD
-CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG
-CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE
-""".split()
 
 Config = dict[str, Any]
 
@@ -85,7 +85,10 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         os.setsid()
         for number, fd in enumerate(stdio):
             os.dup2(fd, number, inheritable=True)
-        syscalls.unshare(_NAMESPACES)
+        kinds = [namespace["type"] for namespace in config["linux"]["namespaces"]]
+        syscalls.unshare(sum(_NAMESPACES[kind] for kind in kinds))
+        if "network" in kinds:
+            _raise_loopback()
         init = os.fork()
         if init == 0:
             _init(config, rootfs, errors)
@@ -114,6 +117,13 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
                 _exit_like(status)
     except OSError as error:
         _complain(errors, "isolation", f"the container cannot be set up: {error}")
+
+
+def _raise_loopback() -> None:
+    """In a new network namespace even 127.0.0.1 is down (network_namespaces(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        name, flags = _IFREQ.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(name, flags | _IFF_UP))
 
 
 def _close_stdio() -> None:
@@ -266,8 +276,8 @@ def _give_pipes(user: Config) -> None:
 
 
 def _become(user: Config, names: list[str]) -> None:
-    mask = sum(1 << _CAPABILITIES.index(name) for name in names)
-    for number in range(len(_CAPABILITIES)):
+    mask = sum(1 << syscalls.CAPABILITIES.index(name) for name in names)
+    for number in range(len(syscalls.CAPABILITIES)):
         if not mask & 1 << number:
             try:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)

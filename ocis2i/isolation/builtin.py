@@ -30,5 +30,6 @@ class Builtin:
             self._agent,
             lambda *fds: self._agent.post("execute", *fds, config=config, rootfs=rootfs.path),
             stdio,
+            name=spec.argv[0],
         )
         return RunResult(code, time.monotonic() - started)

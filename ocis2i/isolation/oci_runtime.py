@@ -11,7 +11,7 @@ import resource
 from typing import Any
 
 from ocis2i.errors import ImageError, PolicyError
-from ocis2i.runner import ROOT_CAPABILITIES, BindMount, RunSpec
+from ocis2i.runner import BindMount, Network, RunSpec
 
 # Docker's lists (moby `oci/defaults.go`): what tells or changes too much about the host.
 MASKED_PATHS = (
@@ -46,11 +46,14 @@ def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
     """The config for `spec` in the mounted tree `rootfs`. Pure but for the kernel's version and our
     own limits.
 
-    No user namespace: the agent is in one already. No network namespace: it is the host's. No
-    cgroup settings: without delegation they are an error (runc).
+    No user namespace: the agent is in one already. No cgroup settings: without delegation they are
+    an error (runc).
     """
     _check_texts(spec)
-    capabilities = list(ROOT_CAPABILITIES) if spec.identity.uid == 0 else []
+    capabilities = list(spec.capabilities)
+    namespaces = ["mount", "pid", "ipc", "uts", "cgroup"]
+    if spec.network == "none":
+        namespaces.append("network")  # runc, too, brings up the loopback device in a new one
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
@@ -70,9 +73,13 @@ def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
             "rlimits": _limits(),
             "noNewPrivileges": True,
         },
-        "mounts": [*_kernel_mounts(), *(_bind(mount) for mount in spec.mounts)],
+        "mounts": [
+            *_kernel_mounts(),
+            *_sys_mounts(spec.network),
+            *(_bind(mount) for mount in spec.mounts),
+        ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")],
+            "namespaces": [{"type": kind} for kind in namespaces],
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READ_ONLY_PATHS),
         },
@@ -120,8 +127,21 @@ def _kernel_mounts() -> list[dict[str, Any]]:
         ),
         _mount("/dev/shm", "tmpfs", "shm", [*quiet, "mode=1777", "size=65536k"]),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", quiet),
-        # sysfs belongs to the network namespace, which is the host's: only a bind is allowed.
-        _mount("/sys", "none", "/sys", ["rbind", *_read_only(), *quiet]),
+    ]
+
+
+def _sys_mounts(network: Network) -> list[dict[str, Any]]:
+    """sysfs belongs to the network namespace (sysfs(5)).
+
+    Of the host's only a bind is allowed, which also brings the cgroups. One of our own shows its
+    own devices and not the host's; the cgroups, where programs look for their limits, are added.
+    """
+    bound = ["rbind", *_read_only(), "nosuid", "noexec", "nodev"]
+    if network == "host":
+        return [_mount("/sys", "none", "/sys", bound)]
+    return [
+        _mount("/sys", "sysfs", "sysfs", ["ro", "nosuid", "noexec", "nodev"]),
+        _mount("/sys/fs/cgroup", "none", "/sys/fs/cgroup", bound),
     ]
 
 

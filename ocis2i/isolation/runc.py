@@ -49,6 +49,7 @@ class Runc:
             self._agent,
             lambda *fds: self._agent.post("run", *fds, argv=argv, environment={"PATH": _PATH}),
             stdio,
+            name=spec.argv[0],
         )
         if code:
             _explain_failure(log, spec)

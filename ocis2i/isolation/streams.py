@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import BinaryIO, Literal, Protocol
 
-from ocis2i.errors import Interrupted
+from ocis2i.errors import Interrupted, IsolationError, Ocis2iError, OutputError, PolicyError
+from ocis2i.fs import explain
 from ocis2i.isolation.agent import Agent
 from ocis2i.runner import OutputLine, Stdio
 
@@ -17,10 +19,23 @@ GRACE_SECONDS = 8.0
 # When a script is told again: a command that it started just after the first signal got none, and
 # the shell that waits for it, as first process of its pid namespace, ignores signals.
 _AGAIN_SECONDS = (0.5, 2.0)
+# What is still in a pipe when its process is gone comes at once; nobody who holds it is the
+# container's.
+_LAST_SECONDS = 2.0
 _LONGEST_LINE = 64 << 10
 _CHUNK = 64 << 10
 
 Post = Callable[..., None]
+
+
+class Sink(Protocol):
+    """What takes the bytes of one stream."""
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes."""
+
+    def close(self) -> None:
+        """There are no more."""
 
 
 class LineSplitter:
@@ -50,50 +65,113 @@ class LineSplitter:
         self._line(self._stream, line.decode(errors="replace").rstrip("\r"))
 
 
-def carry(agent: Agent, post: Post, stdio: Stdio) -> int:
+class RawOutput:
+    """Writes the bytes of standard output, up to `limit` of them, to a file as they are.
+
+    Raises `PolicyError` when there are more, and `OutputError` when the file takes no more; after
+    that all that comes is thrown away.
+    """
+
+    def __init__(self, file: BinaryIO, limit: int | None, name: str) -> None:
+        self._file = file
+        self._limit = limit
+        self._name = name
+        self._size_bytes = 0
+        self._failed = False
+
+    def feed(self, data: bytes) -> None:
+        """Writes the next bytes."""
+        if self._failed:
+            return
+        self._size_bytes += len(data)
+        if self._limit is not None and self._size_bytes > self._limit:
+            self._failed = True
+            raise PolicyError(
+                f"`{self._name}` writes more than {self._limit} bytes to its standard output",
+                hint="raise the limit with OCIS2I_LAYER_LIMIT if that is right",
+            )
+        try:
+            rest = memoryview(data)
+            while rest:  # an unbuffered file may take less than it was given
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._failed = True
+            raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Hands over what is still in memory; the file stays open, it is the caller's."""
+        if self._failed:
+            return
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: OSError) -> Ocis2iError:
+        return explain(error, f"the output of `{self._name}` cannot be kept")
+
+
+def carry(agent: Agent, post: Post, stdio: Stdio, *, name: str) -> int:
     """Starts a run by `post(stdin, stdout, stderr)` and follows it to its end; its exit code.
 
-    `Interrupted` (a signal to us) goes to every process of the container; what has not ended after
-    `GRACE_SECONDS`, or at a second signal, is killed together with the agent.
+    `name` is the program's, for messages. `Interrupted` (a signal to us) goes to every process of
+    the container; what has not ended after `GRACE_SECONDS`, or at a second signal, is killed
+    together with the agent. Output that cannot be taken kills the container and not the agent.
     """
-    if stdio.line is None:
+    if stdio.line is None and stdio.output is None:
         post(0, 1, 2)
-        return _Follower(agent, {}).follow()
-    null = os.open("/dev/null", os.O_RDONLY)
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
+        return _Follower(agent, {}, name).follow()
+    followed: dict[int, Sink] = {}
+    given: list[int] = []
     try:
-        post(null, out_write, err_write)
+        given.append(os.open("/dev/null", os.O_RDONLY))
+        for ours, sink in enumerate(_sinks(stdio, name), start=1):
+            given.append(os.dup(ours) if sink is None else _follow_pipe(sink, followed))
+        post(*given)
+        while given:
+            os.close(given.pop())
+        return _Follower(agent, followed, name).follow()
     finally:
-        for fd in (null, out_write, err_write):
+        for fd in (*given, *followed):
             os.close(fd)
-    splitters = {
-        out_read: LineSplitter("stdout", stdio.line),
-        err_read: LineSplitter("stderr", stdio.line),
-    }
-    try:
-        return _Follower(agent, splitters).follow()
-    finally:
-        os.close(out_read)
-        os.close(err_read)
+
+
+def _sinks(stdio: Stdio, name: str) -> tuple[Sink | None, Sink | None]:
+    """What takes standard output and standard error; `None` where it is our own stream."""
+    lines = None if stdio.line is None else LineSplitter("stderr", stdio.line)
+    if stdio.output is not None:
+        return RawOutput(stdio.output, stdio.output_limit, name), lines
+    return (None if stdio.line is None else LineSplitter("stdout", stdio.line)), lines
+
+
+def _follow_pipe(sink: Sink, followed: dict[int, Sink]) -> int:
+    """A new pipe into `sink`: its end to read from is `followed`, the other one returned."""
+    read_end, write_end = os.pipe()
+    followed[read_end] = sink
+    return write_end
 
 
 class _Follower:
     """Waits for the reply of the agent and, at the same time, for output."""
 
-    def __init__(self, agent: Agent, splitters: dict[int, LineSplitter]) -> None:
+    def __init__(self, agent: Agent, sinks: dict[int, Sink], name: str) -> None:
         self._agent = agent
-        self._splitters = splitters
+        self._sinks = sinks
+        self._name = name
         self._selector = selectors.DefaultSelector()
-        for fd in (*splitters, agent.fileno()):
+        for fd in (*sinks, agent.fileno()):
             self._selector.register(fd, selectors.EVENT_READ)
         self._code: int | None = None
+        self._failure: Ocis2iError | None = None
         self._interrupted: Interrupted | None = None
         self._deadline: float | None = None
         self._again: list[float] = []
 
     def follow(self) -> int:
-        """To the end of the process and of its output. Raises `Interrupted` after a signal."""
+        """To the end of the process and of its output.
+
+        Raises `Interrupted` after a signal, and what a sink raised.
+        """
         with self._selector:
             while self._code is None or self._open_streams():
                 try:
@@ -101,16 +179,30 @@ class _Follower:
                         break
                 except Interrupted as interrupted:
                     self._interrupt(interrupted)
-        for splitter in self._splitters.values():
-            splitter.close()
-        if self._interrupted:
-            raise self._interrupted
+            unfinished = self._open_streams()
+        self._close_sinks(unfinished)
+        error = self._interrupted or self._failure
+        if error:
+            raise error
         if self._code is None:
             raise Interrupted(9)
         return self._code
 
-    def _open_streams(self) -> bool:
-        return any(fd in self._selector.get_map() for fd in self._splitters)
+    def _close_sinks(self, unfinished: list[Sink]) -> None:
+        for sink in self._sinks.values():
+            try:
+                sink.close()
+            except OutputError as error:
+                self._failure = self._failure or error
+        if any(isinstance(sink, RawOutput) for sink in unfinished):
+            self._failure = self._failure or IsolationError(
+                f"the output of `{self._name}` has no end: something outside of its container "
+                "holds the pipe open"
+            )
+
+    def _open_streams(self) -> list[Sink]:
+        waiting = self._selector.get_map()
+        return [sink for fd, sink in self._sinks.items() if fd in waiting]
 
     def _step(self) -> bool:
         """Takes what has come; false when the patience with a dead process's pipes is over."""
@@ -125,9 +217,11 @@ class _Follower:
                 self._take_reply()
             else:
                 self._take_output(key.fd)
-        # Also while there is output: a script may print for ever and ignore every signal.
         if self._deadline is None or time.monotonic() < self._deadline:
             return True
+        if events and self._code is not None and not self._interrupted:
+            return True  # its last words; whoever takes them may be slower than the deadline
+        # Also while there is output: a script may print for ever and ignore every signal.
         if self._code is None:
             self._agent.kill()
         return False
@@ -135,15 +229,25 @@ class _Follower:
     def _take_reply(self) -> None:
         self._selector.unregister(self._agent.fileno())
         self._code = int(self._agent.reply()["exit"])
-        # Whatever still holds the pipes is no child of the container's; it gets a moment.
-        self._deadline = time.monotonic() + 2.0
+        self._deadline = time.monotonic() + _LAST_SECONDS
 
     def _take_output(self, fd: int) -> None:
         data = os.read(fd, _CHUNK)
-        if data:
-            self._splitters[fd].feed(data)
-        else:
+        if not data:
             self._selector.unregister(fd)
+            return
+        try:
+            self._sinks[fd].feed(data)
+        except (OutputError, PolicyError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Ocis2iError) -> None:
+        """Kills the container; what it wrote is still read, so that its end is seen."""
+        if self._failure is None:
+            self._failure = error
+            self._deadline = self._deadline or time.monotonic() + GRACE_SECONDS
+            if self._code is None:
+                self._agent.post("signal", number=int(signal.SIGKILL))
 
     def _interrupt(self, interrupted: Interrupted) -> None:
         if self._interrupted:
@@ -155,7 +259,7 @@ class _Follower:
             now = time.monotonic()
             self._deadline = now + GRACE_SECONDS
             # A server that is tried out may take a second signal for impatience.
-            self._again = [now + pause for pause in _AGAIN_SECONDS] if self._splitters else []
+            self._again = [now + pause for pause in _AGAIN_SECONDS] if self._sinks else []
 
     def _pass_on(self) -> None:
         if self._interrupted and self._code is None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.errors import IsolationError, UsageError
+from ocis2i.errors import IsolationError, OutputError, PolicyError, UsageError
 from ocis2i.isolation.ids import IdRange, map_arguments, parse_ranges
 from ocis2i.isolation.oci_runtime import runtime_config
 from ocis2i.isolation.runc import last_error
-from ocis2i.isolation.streams import LineSplitter
+from ocis2i.isolation.streams import LineSplitter, RawOutput
 from ocis2i.runner import (
     ROOT_CAPABILITIES,
     Availability,
     BindMount,
+    Network,
     RootfsHandle,
     Runner,
     RunResult,
@@ -26,6 +31,7 @@ from ocis2i.runner import (
     choose,
 )
 from ocis2i.s2i import Identity
+from ocis2i.syscalls import CAPABILITIES
 
 # --- ids --------------------------------------------------------------------------------------
 
@@ -93,6 +99,16 @@ def test_network_is_the_host_and_everything_else_is_not() -> None:
     assert kinds == {"mount", "pid", "ipc", "uts", "cgroup"}
 
 
+def test_without_network_there_is_a_namespace_and_a_sysfs_of_its_own() -> None:
+    config = runtime_config(replace(spec(), network="none"), "/r")
+    # Without a path: a new one.
+    assert {"type": "network"} in config["linux"]["namespaces"]
+    sys, cgroup = (m for m in config["mounts"] if m["destination"].startswith("/sys"))
+    assert (sys["type"], sys["destination"]) == ("sysfs", "/sys")
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(sys["options"])
+    assert {"rbind", "ro", "nosuid", "nodev", "noexec"} <= set(cgroup["options"])
+
+
 def test_no_cgroup_is_asked_for_without_delegation() -> None:
     linux = runtime_config(spec(), "/r")["linux"]
     assert "resources" not in linux
@@ -104,6 +120,31 @@ def test_capabilities_are_for_root_alone(uid: int, names: list[str]) -> None:
     process = runtime_config(spec(uid), "/r")["process"]
     assert process["noNewPrivileges"] is True
     assert process["capabilities"] == dict.fromkeys(("bounding", "effective", "permitted"), names)
+
+
+@pytest.mark.parametrize("uid", [0, 1001])
+def test_dropped_capabilities_are_in_no_set(uid: int) -> None:
+    run = replace(spec(uid), cap_drop=frozenset({"CAP_CHOWN", "CAP_SYS_ADMIN"}))
+    found = runtime_config(run, "/r")["process"]["capabilities"]
+    kept = [name for name in ROOT_CAPABILITIES if name != "CAP_CHOWN"] if uid == 0 else []
+    assert found == dict.fromkeys(("bounding", "effective", "permitted"), kept)
+
+
+def test_all_capabilities_may_be_dropped_at_once() -> None:
+    assert replace(spec(0), cap_drop=frozenset({"ALL"})).capabilities == ()
+
+
+def test_every_capability_of_root_has_a_number() -> None:
+    assert set(ROOT_CAPABILITIES) <= set(CAPABILITIES)
+    assert CAPABILITIES.index("CAP_CHECKPOINT_RESTORE") == 40
+
+
+@pytest.mark.parametrize("network", ["host", "none"])
+def test_every_container_has_the_same_file_systems_of_the_kernel(network: Network) -> None:
+    config = runtime_config(replace(spec(), network=network), "/r")
+    mounts = {mount["destination"]: mount for mount in config["mounts"]}
+    assert {"/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys"} <= set(mounts)
+    assert {"size=65536k", "mode=1777"} <= set(mounts["/dev/shm"]["options"])
 
 
 def test_mounts_of_the_kernel_come_before_those_of_the_user() -> None:
@@ -171,6 +212,59 @@ def test_a_line_without_end_is_cut_and_nothing_is_lost() -> None:
     lines = split(*[b"x" * 100_000] * 10)
     assert "".join(lines) == "x" * 1_000_000
     assert max(map(len, lines)) == 64 << 10
+
+
+# --- bytes as they are -------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_bytes_arrive_as_they_are(pieces: list[bytes]) -> None:
+    file = io.BytesIO()
+    output = RawOutput(file, sum(map(len, pieces)), "x")
+    for piece in pieces:
+        output.feed(piece)
+    output.close()
+    assert file.getvalue() == b"".join(pieces)
+
+
+def test_one_byte_over_the_limit_is_refused_and_the_rest_thrown_away() -> None:
+    file = io.BytesIO()
+    output = RawOutput(file, 5, "/bin/save")
+    output.feed(b"12345")
+    with pytest.raises(PolicyError, match="`/bin/save` writes more than 5 bytes"):
+        output.feed(b"6")
+    output.feed(b"7")
+    output.close()
+    assert file.getvalue() == b"12345"
+
+
+def test_a_full_disk_is_told_of_once() -> None:
+    with Path("/dev/full").open("r+b", buffering=0) as file:
+        output = RawOutput(file, None, "/bin/save")
+        with pytest.raises(OutputError, match="`/bin/save` cannot be kept: the disk is full"):
+            output.feed(b"1")
+        output.feed(b"2")
+        output.close()
+
+
+class Full(io.RawIOBase):
+    """A file whose disk is full."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_seen_when_what_is_in_memory_is_written() -> None:
+    file = io.BufferedWriter(Full())
+    output = RawOutput(file, None, "/bin/save")
+    output.feed(b"1")
+    with pytest.raises(OutputError, match="the disk is full"):
+        output.close()
+    with pytest.raises(OSError, match="No space left"):  # or it complains when it is collected
+        file.close()
 
 
 # --- runc's log -------------------------------------------------------------------------------
