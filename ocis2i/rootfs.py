@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,40 @@ from ocis2i.store import LayerRecord
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A tree in the build's directory (`name`) that shall be `path` in the container."""
+    """A tree in the session's directory (`name`) that shall be `path` in the container."""
 
     name: str
     path: str
     uid: int
     gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A regular file of the host (`source`, its real path) for the run at `target`.
+
+    `top` is where its whole injection goes: the target itself, or a `directory` above it. What is
+    to `keep` is put into the image like any file.
+    """
+
+    source: str
+    target: str
+    top: str
+    directory: bool
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was copied from another rootfs; `skipped` are devices, pipes and sockets.
+
+    `parents` are the directories made for it, absolute.
+    """
+
+    entries: int
+    size_bytes: int
+    skipped: int
+    parents: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +62,113 @@ class Changes:
 class Rootfs:
     """An overlay in the agent's mount namespace; `prepare` makes one."""
 
-    def __init__(self, agent: Agent, directory: Path, ours: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        directory: Path,
+        session: Path,
+        ours: tuple[str, ...],
+        occupied: tuple[str, ...],
+    ) -> None:
         self._agent = agent
+        self._session = str(session)
         self._ours = ours
+        self._occupied = occupied
         self._mounted = False
+        self._made: set[str] = set()
+        self._left_out: tuple[str, ...] = ()
         self.build = str(directory)
         self.path = f"{directory}/rootfs"
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The directories that were made above what was put here, absolute, sorted.
+
+        In a tree without the image's layers they stand for directories that nobody has seen.
+        """
+        return tuple(sorted(self._made))
 
     def place(self, uploads: Sequence[Upload]) -> None:
         """Puts trees into the container before it is mounted, given to their new owners."""
         listed = [[item.name, item.path, item.uid, item.gid] for item in uploads]
-        self._agent.request("place", build=self.build, uploads=listed)
+        answer = self._agent.request(
+            "place", session=self._session, build=self.build, uploads=listed
+        )
+        self._note_made(answer["made"])
+
+    def put_file(self, source: Path, path: str, uid: int, gid: int, mode: int) -> None:
+        """Copies a regular file of the host to `path`; what else is in its directory stays.
+
+        A file or link of that name is replaced. Raises `ImageError` for a directory.
+        """
+        answer = self._agent.request(
+            "put", build=self.build, source=str(source), path=path, uid=uid, gid=gid, mode=mode
+        )
+        self._note_made(answer["made"])
 
     def make_directory(self, path: str) -> None:
-        """Makes a directory of root's that the image lacks; after `place`, before `mount`."""
-        self._agent.request("make", build=self.build, path=path)
+        """Makes a directory of root's that the image lacks; after `place`."""
+        self._note_made(self._agent.request("make", build=self.build, path=path)["made"])
+
+    def _note_made(self, paths: Iterable[str]) -> tuple[str, ...]:
+        absolute = tuple(f"/{path}" for path in paths)
+        self._made.update(absolute)
+        return absolute
+
+    def inject(
+        self, items: Sequence[Injected], *, uid: int, gid: int, keep_names: bool
+    ) -> tuple[BindMount, ...]:
+        """Gives files of the host to the run: the mounts for its `RunSpec`, after `place`.
+
+        Mounts the tree. The content is in memory and belongs to `uid`:`gid`, who may change and
+        remove it. The layer gets nothing of it; with `keep_names` empty files and directories.
+        Raises `UsageError` for a destination that cannot be, `PolicyError` for too much.
+        """
+        if not items:
+            return ()
+        self.mount()
+        listed = [[one.source, one.target, one.top, one.directory, one.keep] for one in items]
+        answer = self._agent.request(
+            "inject",
+            build=self.build,
+            items=listed,
+            uid=uid,
+            gid=gid,
+            keep_names=keep_names,
+            occupied=list(self._occupied),
+        )
+        if not keep_names:
+            self._left_out += tuple(answer["places"])
+        return tuple(
+            BindMount(source, target, directory=directory)
+            for source, target, directory in answer["mounts"]
+        )
+
+    def copy_from(self, other: Rootfs, source: str, directory: str, uid: int, gid: int) -> Copied:
+        """Copies `source` of another rootfs into `directory`, under its own name.
+
+        Mounts the tree. Directories merge; modes are 0755, or 0644 for files that nobody may
+        execute; owners `uid`:`gid`. Raises `ImageError` when there is no `source`, `UsageError`
+        when the destination cannot take it.
+        """
+        self.mount()
+        answer = self._agent.request(
+            "transfer",
+            origin=other.build,
+            source=source,
+            root=self.path,
+            directory=directory,
+            uid=uid,
+            gid=gid,
+        )
+        parents = self._note_made(answer["parents"])
+        return Copied(answer["entries"], answer["size"], answer["skipped"], parents)
 
     def mount(self) -> None:
-        """Mounts the writable tree; nothing may be placed afterwards."""
-        self._agent.request("mount", build=self.build)
-        self._mounted = True
+        """Mounts the writable tree, once; no tree may be placed afterwards."""
+        if not self._mounted:
+            self._agent.request("mount", build=self.build)
+            self._mounted = True
 
     def read_text(self, path: str, *, limit: int = 1 << 20) -> str | None:
         """A small regular file of the image or, once mounted, of the container; `None`: none."""
@@ -72,12 +187,27 @@ class Rootfs:
         answer = self._agent.request("look", root=self._top, paths=list(paths))
         return list(answer["modes"])
 
-    def write_changes(self, fd: int, *, clamp_mtime: int | None) -> None:
-        """Starts writing the tar of everything that changed into `fd`; see `finish_changes`."""
+    def remove(self, path: str) -> None:
+        """Removes a file or tree from the container; while it is mounted."""
+        self._agent.request("drop", root=self.path, path=path)
+
+    def write_changes(
+        self, fd: int, *, clamp_mtime: int | None, unlisted: Sequence[str] = ()
+    ) -> None:
+        """Starts writing the tar of everything that changed into `fd`; see `finish_changes`.
+
+        For the directories `unlisted` no entry is written, but what is in them is.
+        """
         self._agent.request("unmount", build=self.build)
         self._mounted = False
         self._agent.post(
-            "diff", fd, build=self.build, clamp_mtime=clamp_mtime, ours=list(self._ours)
+            "diff",
+            fd,
+            build=self.build,
+            clamp_mtime=clamp_mtime,
+            ours=list(self._ours),
+            unlisted=[path.strip("/") for path in unlisted],
+            left_out=list(self._left_out),
         )
 
     def finish_changes(self) -> Changes:
@@ -91,11 +221,17 @@ class Rootfs:
 
 
 def prepare(
-    agent: Agent, directory: Path, layers: Sequence[LayerRecord], mounts: Sequence[BindMount]
+    agent: Agent,
+    directory: Path,
+    layers: Sequence[LayerRecord],
+    mounts: Sequence[BindMount],
+    *,
+    session: Path | None = None,
 ) -> Rootfs:
     """A rootfs over `layers` (lowest first) in the build's `directory`, with places for `mounts`.
 
-    Raises `IsolationError` when overlayfs is refused.
+    The directory is made when it is missing. Uploads are in the directory of the `session`, which
+    is the same one when nothing is said. Raises `IsolationError` when overlayfs is refused.
     """
     targets = [[path, True] for path in MOUNT_TARGETS]
     targets += [[mount.target, mount.directory] for mount in mounts]
@@ -104,4 +240,5 @@ def prepare(
     distinct = {layer.tree: layer for layer in reversed(layers)}
     lowers = [[str(layer.tree), list(layer.implied)] for layer in reversed(distinct.values())]
     answer = agent.request("prepare", build=str(directory), lowers=lowers, targets=targets)
-    return Rootfs(agent, directory, tuple(answer["ours"]))
+    occupied = tuple(str(path) for path, is_directory in targets if is_directory)
+    return Rootfs(agent, directory, session or directory, tuple(answer["ours"]), occupied)

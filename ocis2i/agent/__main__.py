@@ -21,7 +21,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ocis2i import syscalls
-from ocis2i.agent import changes, container, mounts, running, tree, unpack
+from ocis2i.agent import (
+    changes,
+    container,
+    extract,
+    inject,
+    mounts,
+    running,
+    transfer,
+    tree,
+    unpack,
+)
 from ocis2i.agent.failure import AgentError, explain
 from ocis2i.agent.wire import receive, send
 from ocis2i.layers import TarPolicy
@@ -79,15 +89,61 @@ class Agent:
         targets = [mounts.Target(*target) for target in request["targets"]]
         return {"ours": mounts.prepare(request["build"], lowers, targets)}
 
+    def extract(self, request: Request, fds: list[int]) -> Reply:
+        """Extracts the artifacts in the tar `fds[0]` into the new directory `into`."""
+        limits = unpack.Limits(request["size_limit"], request["entry_limit"])
+        with os.fdopen(os.dup(fds[0]), "rb", buffering=1 << 20) as stream:
+            done = extract.extract(stream, request["into"], limits)
+        return {
+            "entries": done.entries,
+            "size": done.size_bytes,
+            "skipped": done.skipped,
+            "trailing": done.trailing_bytes,
+        }
+
     def place(self, request: Request, _: list[int]) -> Reply:
         """Moves uploads into the writable side."""
         uploads = [mounts.Upload(*upload) for upload in request["uploads"]]
-        return {"paths": mounts.place(request["build"], uploads)}
+        session = request.get("session") or request["build"]
+        return _placed(mounts.place(session, request["build"], uploads))
+
+    def put(self, request: Request, _: list[int]) -> Reply:
+        """Copies the host's file `source` into the writable side."""
+        build, source, path = (request[key] for key in ("build", "source", "path"))
+        owner = (request["uid"], request["gid"])
+        return _placed(mounts.put_file(build, source, path, owner, request["mode"]))
 
     def make(self, request: Request, _: list[int]) -> Reply:
         """Makes a directory in the writable side, with those above it."""
-        mounts.make_directory(request["build"], request["path"])
-        return {}
+        return {"made": _names(mounts.make_directory(request["build"], request["path"]))}
+
+    def inject(self, request: Request, _: list[int]) -> Reply:
+        """Prepares the mounts of injected files in the mounted rootfs."""
+        done = inject.inject(
+            request["build"],
+            [inject.Injected(*item) for item in request["items"]],
+            inject.Owner(request["uid"], request["gid"]),
+            keep_names=request["keep_names"],
+            occupied=request["occupied"],
+        )
+        return {"mounts": [list(mount) for mount in done.mounts], "places": _names(done.places)}
+
+    def transfer(self, request: Request, _: list[int]) -> Reply:
+        """Copies `source` of the build `origin` into `directory` of the mounted tree `root`."""
+        changes.raise_file_limit()
+        done = transfer.transfer(
+            request["origin"],
+            request["source"],
+            request["root"],
+            request["directory"],
+            (request["uid"], request["gid"]),
+        )
+        return {
+            "entries": done.entries,
+            "size": done.size_bytes,
+            "skipped": done.skipped,
+            "parents": _names(done.parents),
+        }
 
     def mount(self, request: Request, _: list[int]) -> Reply:
         """Mounts the rootfs."""
@@ -163,15 +219,30 @@ class Agent:
         """Writes the tar of a build's changes into `fds[0]`."""
         changes.raise_file_limit()
         policy = TarPolicy(request["clamp_mtime"])
-        ours = frozenset(os.fsencode(path) for path in request["ours"])
+        marks = changes.Marks(
+            *(
+                frozenset(os.fsencode(path) for path in request.get(key, ()))
+                for key in changes.Marks._fields
+            )
+        )
         with os.fdopen(os.dup(fds[0]), "wb", buffering=1 << 18) as out:
-            done = changes.write_changes(request["build"], out, policy, ours)
+            done = changes.write_changes(request["build"], out, policy, marks)
         return {"entries": done.entries, "size": done.size_bytes, "sockets": done.sockets}
 
     def remove(self, request: Request, _: list[int]) -> Reply:
-        """Removes a tree, whoever owns what is in it. `parent` is a directory, `name` in it."""
+        """Removes a tree, whoever owns what is in it. `parent` is a directory, `name` in it.
+
+        What is mounted in it is detached first: its content is not ours to remove.
+        """
+        mounts.release(f"{request['parent']}/{request['name']}")
         with mounts.opened(request["parent"]) as parent:
             tree.remove_tree(parent, request["name"])
+        return {}
+
+    def drop(self, request: Request, _: list[int]) -> Reply:
+        """Removes `path` inside the mounted tree `root`, links resolved in it; none is no error."""
+        changes.raise_file_limit()
+        mounts.drop(request["root"], request["path"])
         return {}
 
     def measure(self, request: Request, _: list[int]) -> Reply:
@@ -180,11 +251,23 @@ class Agent:
         return {"entries": entries, "size": size}
 
 
+def _names(paths: tuple[bytes, ...]) -> list[str]:
+    return [os.fsdecode(path) for path in paths]
+
+
+def _placed(done: mounts.Placed) -> Reply:
+    return {"paths": _names(done.paths), "made": _names(done.made)}
+
+
 _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "unpack": Agent.unpack,
+    "extract": Agent.extract,
     "prepare": Agent.prepare,
     "place": Agent.place,
+    "put": Agent.put,
     "make": Agent.make,
+    "inject": Agent.inject,
+    "transfer": Agent.transfer,
     "mount": Agent.mount,
     "unmount": Agent.unmount,
     "release": Agent.release,
@@ -194,6 +277,7 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "execute": Agent.execute,
     "diff": Agent.diff,
     "remove": Agent.remove,
+    "drop": Agent.drop,
     "measure": Agent.measure,
 }
 

@@ -44,12 +44,24 @@ class Written(NamedTuple):
     sockets: int
 
 
-def write_changes(build: str, out: BinaryIO, policy: TarPolicy, ours: frozenset[bytes]) -> Written:
-    """Writes the tar of `build`'s changes; `ours` are paths that only the shim has.
+class Marks(NamedTuple):
+    """Paths of which the layer tells less than is there, without leading slash.
+
+    `ours` only the shim has: their whiteouts are none. For the directories `unlisted` no entry is
+    written, but what is in them is. `left_out` are empty places for mounts.
+    """
+
+    ours: frozenset[bytes] = frozenset()
+    unlisted: frozenset[bytes] = frozenset()
+    left_out: frozenset[bytes] = frozenset()
+
+
+def write_changes(build: str, out: BinaryIO, policy: TarPolicy, marks: Marks) -> Written:
+    """Writes the tar of `build`'s changes.
 
     Raises `AgentError` of kind `output`.
     """
-    scanner = Scanner(build, ours)
+    scanner = Scanner(build, marks)
     entries = size = 0
     try:
         for change in scanner.scan():
@@ -102,9 +114,9 @@ class _Directory(NamedTuple):
 class Scanner:
     """Walks the upper directory, names in byte order, and compares with the base."""
 
-    def __init__(self, build: str, ours: frozenset[bytes]) -> None:
+    def __init__(self, build: str, marks: Marks) -> None:
         self._build = build
-        self._ours = ours
+        self._marks = marks
         self._links: dict[tuple[int, int], bytes] = {}
         self._waiting: list[Entry] = []
         self.sockets = 0
@@ -115,7 +127,7 @@ class Scanner:
         base = os.open(f"{self._build}/base", DIRECTORY)
         root = _Directory(b"", upper, base)
         # The root is there in every image; it is an entry only when it was changed itself.
-        if not self._same_as_base(root.fd, root.base):
+        if b"" not in self._marks.unlisted and not self._same_as_base(root.fd, root.base):
             yield Change(self._directory_entry(root))
         yield from self._walk(root)
         os.close(upper)
@@ -148,15 +160,9 @@ class Scanner:
         opaque = _is_opaque(fd)
         here = _Directory(path, fd, -1 if opaque else base)
         try:
-            entry = self._directory_entry(here)
             kept = len(self._waiting)
-            if base < 0 or opaque or not self._same_as_base(fd, base):
-                yield from self._flush()
-                yield Change(entry)
-                if opaque and base >= 0:
-                    yield Change(Whiteout(path, opaque=True))
-            else:
-                self._waiting.append(entry)
+            if path not in self._marks.unlisted:
+                yield from self._list_directory(here, base)
             yield from self._walk(here)
             # Nothing in it had changed: the entry that waited is not needed.
             del self._waiting[kept:]
@@ -164,6 +170,19 @@ class Scanner:
             os.close(fd)
             if base >= 0:
                 os.close(base)
+
+    def _list_directory(self, here: _Directory, base: int) -> Iterator[Change]:
+        """The directory's own entry, at once or waiting for a change in it."""
+        entry = self._directory_entry(here)
+        opaque = here.base != base
+        as_it_was = base >= 0 and not opaque and self._same_as_base(here.fd, base)
+        if as_it_was or here.path in self._marks.left_out:
+            self._waiting.append(entry)
+            return
+        yield from self._flush()
+        yield Change(entry)
+        if opaque:
+            yield Change(Whiteout(here.path, opaque=True))
 
     def _directory_entry(self, directory: _Directory) -> Member:
         facts = os.fstat(directory.fd)
@@ -209,7 +228,7 @@ class Scanner:
     def _whiteout(
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Change | None:
-        if facts.st_rdev != 0 or path in self._ours or directory.base < 0:
+        if facts.st_rdev != 0 or path in self._marks.ours or directory.base < 0:
             return None
         try:
             os.stat(name, dir_fd=directory.base, follow_symlinks=False)
@@ -237,6 +256,8 @@ class Scanner:
     def _regular(
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Change | None:
+        if path in self._marks.left_out and not facts.st_size:
+            return None
         first = self._first_link(path, facts)
         if first:
             return Change(_member(path, tar.HARD_LINK, facts, target=first))

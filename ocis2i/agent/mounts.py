@@ -2,12 +2,16 @@
 
 In the build's directory:  `layers/N` links to the unpacked layers, `shim` a directory layer of our
 own on top of them, `base` the image read-only, `upper` and `work` the writable side, `rootfs` the
-whole. `upper` is the change set (`ocis2i.agent.changes` reads it).
+whole. `upper` is the change set (`ocis2i.agent.changes` reads it). A session has one such directory
+or, for the previous and the runtime image, more of them below its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +19,18 @@ from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, copy_attributes, join, resolve
+from ocis2i.agent.tree import (
+    DIRECTORY,
+    OPAQUE_XATTR,
+    Attributes,
+    clear_name,
+    copy_attributes,
+    join,
+    open_regular,
+    remove_merged,
+    resolve,
+    write_file,
+)
 
 _OPTIONS = "userxattr,index=off"
 
@@ -35,7 +50,7 @@ class Target(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """A tree to be in the container before it starts: `name` in the build's directory becomes
+    """A tree to be in the container before it starts: `name` in the session's directory becomes
     `path` in the container, everything in it owned by `uid`:`gid`."""
 
     name: str
@@ -44,12 +59,34 @@ class Upload(NamedTuple):
     gid: int
 
 
+class Side(NamedTuple):
+    """Where things are put: the tree `into`, of which the container sees `seen`.
+
+    Before the rootfs is mounted these are the upper directory and the image below it; `base` is
+    then the image, else -1: a mounted tree has the image's directories in it.
+    """
+
+    into: int
+    seen: int
+    base: int
+
+
+class Placed(NamedTuple):
+    """Real paths of what was put into the container, and the directories made above them; both
+    relative to the root."""
+
+    paths: tuple[bytes, ...]
+    made: tuple[bytes, ...]
+
+
 def prepare(build: str, lowers: list[LowerLayer], targets: list[Target]) -> list[str]:
-    """Mounts `base` of `lowers` (lowest first) and makes the writable side.
+    """Mounts `base` of `lowers` (lowest first) and makes the writable side; `build` when missing.
 
     Returns the mount targets that the image does not have and that exist only in the shim, as
     paths relative to the root. Raises `AgentError` of kind `isolation` when overlayfs is refused.
     """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(build, 0o700)
     for name in ("layers", "shim", "base", "upper", "work", "rootfs"):
         os.mkdir(f"{build}/{name}", 0o755)
     for number, layer in enumerate(reversed(lowers)):
@@ -83,22 +120,117 @@ def opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def place(build: str, uploads: list[Upload]) -> list[str]:
-    """Moves uploaded trees into the writable side; before `mount`. Returns their real paths."""
-    with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
-        return [_place_one(build, upper, base, upload) for upload in uploads]
+@contextmanager
+def writable(build: str) -> Iterator[Side]:
+    """Where things are put now: the rootfs once it is mounted, before that the upper directory."""
+    if os.path.ismount(f"{build}/rootfs"):
+        with opened(f"{build}/rootfs") as root:
+            yield Side(root, root, -1)
+    else:
+        with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
+            yield Side(upper, base, base)
 
 
-def make_directory(build: str, path: str) -> None:
-    """`mkdir -p` of `path` in the writable side; after `place`, before `mount`."""
+def place(session: str, build: str, uploads: list[Upload]) -> Placed:
+    """Moves trees of the session's directory into the writable side; before `mount`."""
+    paths: list[bytes] = []
+    made: list[bytes] = []
     with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
-        found, missing = resolve(base, os.fsencode(path))
+        for upload in uploads:
+            path, above = _place_one(session, Side(upper, base, base), upload)
+            paths.append(path)
+            made += above
+    return Placed(tuple(paths), tuple(made))
+
+
+def make_directory(build: str, path: str) -> tuple[bytes, ...]:
+    """`mkdir -p` of `path` in the writable side, after `place`; returns what was made."""
+    with writable(build) as side:
+        found, missing = resolve(side.seen, os.fsencode(path))
         if not missing:
-            return
+            return ()
         try:
-            os.close(_make_directories(upper, base, join(found, missing)))
+            fd, made = _make_directories(side.into, side.base, join(found, missing))
         except OSError as error:
             raise explain(error, f"the directory `{path}` cannot be made") from error
+        os.close(fd)
+        return tuple(made)
+
+
+def put_file(build: str, source: str, path: str, owner: tuple[int, int], mode: int) -> Placed:
+    """Copies the regular file `source` of the host to `path`; what else is there stays.
+
+    A file or a link that has the name is replaced. Links above it are followed inside the root.
+    """
+    parent, _, name = os.fsencode(path).rstrip(b"/").rpartition(b"/")
+    if name in (b"", b".", b".."):
+        raise AgentError("usage", f"`{path}` cannot be the name of a file")
+    with writable(build) as side, _file_to_put(source, path) as content:
+        try:
+            found, missing = resolve(side.seen, parent)
+            above = join(found, missing)
+            if not missing and not _is_directory(side.seen, found):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent)
+            directory, made = _make_directories(side.into, side.base, above)
+        except OSError as error:
+            raise explain(error, f"`{path}` cannot be put into the image") from error
+        try:
+            _give_made(directory, made, above, *owner)
+            whole = join(above, name)
+            if _is_directory(side.seen, whole) or not clear_name(directory, name):
+                raise AgentError("image", f"`{path}` is a directory in the image, not a file")
+            mtime_ns = os.fstat(content).st_mtime_ns
+            write_file(directory, name, content, Attributes(*owner, mode, mtime_ns))
+        except OSError as error:
+            raise explain(error, f"`{path}` cannot be put into the image") from error
+        finally:
+            os.close(directory)
+    return Placed((whole,), tuple(made))
+
+
+def drop(tree: str, path: str) -> None:
+    """Removes `path` from the mounted `tree`, with all that is in it; nothing there is no error.
+
+    A link that has the name is removed and not followed; links above it lead inside the root: a
+    script may have put them there for us to remove something of the host.
+    """
+    parent, _, name = os.fsencode(path).rstrip(b"/").rpartition(b"/")
+    if name in (b"", b".", b".."):
+        raise AgentError("usage", f"`{path}` cannot be removed")
+    with opened(tree) as root:
+        try:
+            directory = syscalls.open_in_root(root, parent, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            remove_merged(directory, name)
+        except OSError as error:
+            raise explain(error, f"`{path}` cannot be removed from the image") from error
+        finally:
+            os.close(directory)
+
+
+@contextmanager
+def _file_to_put(source: str, path: str) -> Iterator[int]:
+    try:
+        fd = open_regular(source)
+    except OSError as error:
+        raise explain(error, f"`{source}` cannot be read to be `{path}`") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_directory(root: int, path: bytes) -> bool:
+    try:
+        fd = syscalls.open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
 
 
 def mount(build: str) -> None:
@@ -108,15 +240,40 @@ def mount(build: str) -> None:
 
 
 def unmount(build: str) -> None:
-    """Detaches `rootfs`; `base` and `upper` stay for reading the changes."""
-    syscalls.umount2(f"{build}/rootfs", syscalls.MNT_DETACH)
-
-
-def release(build: str) -> None:
-    """Detaches all that is mounted below `build`, so that it can be removed."""
-    for name in ("rootfs", "base"):
+    """Detaches `rootfs` and what was injected; `base` and `upper` stay for reading the changes."""
+    for name in ("rootfs", "secrets"):
         if os.path.ismount(f"{build}/{name}"):
             syscalls.umount2(f"{build}/{name}", syscalls.MNT_DETACH)
+
+
+def release(path: str) -> None:
+    """Detaches all that is mounted at or below `path`, so that it can be removed.
+
+    Raises `AgentError` when something stays: removing would go on in it.
+    """
+    for point in _mounted_below(path):
+        try:
+            syscalls.umount2(os.fsdecode(point), syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # gone with the one that it was mounted in
+                raise
+    left = _mounted_below(path)
+    if left:
+        raise AgentError("isolation", f"`{os.fsdecode(left[0])}` cannot be unmounted")
+
+
+def _mounted_below(path: str) -> list[bytes]:
+    """Mount points at or below `path`, the deepest first; one for each mount on it."""
+    top = os.fsencode(os.path.realpath(path))
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [_unescaped(line.split(b" ")[4]) for line in file]
+    below = [one for one in points if one == top or one.startswith(top.rstrip(b"/") + b"/")]
+    return sorted(below, key=lambda point: -point.count(b"/"))
+
+
+def _unescaped(field: bytes) -> bytes:
+    """A path in proc_pid_mountinfo(5): spaces and the like are octal numbers there."""
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
 
 
 def _mount_base(build: str) -> None:
@@ -165,7 +322,7 @@ def _restore_implied(shim: int, base: int, lowers: list[LowerLayer]) -> bool:
         if described is None:
             continue
         with opened(f"{lowers[described].path}/{path}") as source:
-            target = _make_directories(shim, base, os.fsencode(path))
+            target, _ = _make_directories(shim, base, os.fsencode(path))
             copy_attributes(source, target)
             os.close(target)
         restored = True
@@ -233,7 +390,7 @@ def _make_target(shim: int, base: int, target: Target) -> list[str]:
     path = join(found, missing)
     parent, _, name = path.rpartition(b"/")
     made = [b"/".join(path.split(b"/")[: n + 1]) for n in range(path.count(b"/") + 1)]
-    fd = _make_directories(shim, base, path if target.directory else parent)
+    fd, _ = _make_directories(shim, base, path if target.directory else parent)
     if not target.directory:
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=fd))
     os.close(fd)
@@ -241,13 +398,14 @@ def _make_target(shim: int, base: int, target: Target) -> list[str]:
     return [os.fsdecode(one) for one in made[existing:]]
 
 
-def _make_directories(into: int, base: int, path: bytes) -> int:
+def _make_directories(into: int, base: int, path: bytes) -> tuple[int, list[bytes]]:
     """`mkdir -p` below `into`; directories that `base` has too look as they do there.
 
-    Returns the last one, open. New ones are 0755 and root's.
+    Returns the last one, open, and the paths of those that are new, which are 0755 and root's.
     """
     fd = os.dup(into)
     seen = b""
+    new: list[bytes] = []
     for part in path.split(b"/") if path else []:
         seen = seen + b"/" + part if seen else part
         try:
@@ -258,47 +416,53 @@ def _make_directories(into: int, base: int, path: bytes) -> int:
         inner = os.open(part, DIRECTORY, dir_fd=fd)
         os.close(fd)
         fd = inner
-        if made:
-            _look_like(base, seen, fd)
-    return fd
+        if made and not _look_like(base, seen, fd):
+            new.append(seen)
+    return fd, new
 
 
-def _look_like(base: int, path: bytes, target: int) -> None:
+def _look_like(base: int, path: bytes, target: int) -> bool:
+    """Gives a directory the attributes that it has in the base; false: it is not there."""
+    if base < 0:
+        return False
     try:
         source = syscalls.open_in_root(base, path, DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return False
     copy_attributes(source, target, mounted=True)
     os.close(source)
+    return True
 
 
-def _place_one(build: str, upper: int, base: int, upload: Upload) -> str:
-    found, missing = resolve(base, os.fsencode(upload.path))
+def _place_one(session: str, side: Side, upload: Upload) -> tuple[bytes, list[bytes]]:
+    found, missing = resolve(side.seen, os.fsencode(upload.path))
     path = join(found, missing)
     parent, _, name = path.rpartition(b"/")
     if not name:
         raise AgentError("usage", f"`{upload.path}` cannot be the destination of files")
-    source = f"{build}/{upload.name}"
+    if upload.name.startswith("/") or ".." in upload.name.split("/"):
+        raise AgentError("usage", f"`{upload.name}` is not in the session's directory")
+    source = f"{session}/{upload.name}"
     give_away(source, upload.uid, upload.gid)
-    directory = _make_directories(upper, base, parent)
+    directory, made = _make_directories(side.into, side.base, parent)
     try:
-        _give_missing(directory, found, parent, upload)
+        _give_made(directory, made, parent, upload.uid, upload.gid)
         os.rename(source, name, dst_dir_fd=directory)
     except OSError as error:
         raise explain(error, f"files cannot be placed at `{upload.path}`") from error
     finally:
         os.close(directory)
-    return os.fsdecode(path)
+    return path, made
 
 
-def _give_missing(directory: int, found: bytes, parent: bytes, upload: Upload) -> None:
-    if len(parent) <= len(found):
+def _give_made(directory: int, made: list[bytes], path: bytes, uid: int, gid: int) -> None:
+    if path not in made:
         return
-    if parent == b"tmp":
+    if path == b"tmp":
         os.fchmod(directory, 0o1777)  # everybody's, as in the images that have it
     else:
         # A destination that the image lacks is the assemble user's: the script works in it.
-        os.fchown(directory, upload.uid, upload.gid)
+        os.fchown(directory, uid, gid)
 
 
 def give_away(path: str, uid: int, gid: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import NamedTuple
 
 from ocis2i import syscalls
 
@@ -16,6 +17,20 @@ OVERLAY_XATTR = b"user.overlay."
 ESCAPED_XATTR = OVERLAY_XATTR + b"overlay."
 OPAQUE_XATTR = "user.overlay.opaque"
 ORIGIN_XATTR = "user.overlay.origin"
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEPEST = 1000
+_CHUNK = 1 << 30  # sendfile(2) takes no more than 2 GiB at once
+
+
+class Attributes(NamedTuple):
+    """What a copied file shall be like; `mtime_ns` in nanoseconds."""
+
+    uid: int
+    gid: int
+    mode: int
+    mtime_ns: int
 
 
 def remove_tree(parent_fd: int, name: bytes | str) -> None:
@@ -57,6 +72,27 @@ def _empty(parent_fd: int, name: bytes | str) -> None:
             os.rmdir(current, dir_fd=top)
     finally:
         os.close(top)
+
+
+def remove_merged(parent_fd: int, name: bytes | str, depth: int = 0) -> None:
+    """`remove_tree` in a mounted overlay, which moves no directory of its lower layers (`EXDEV`).
+
+    Raises `OSError` (`ELOOP`) for a tree deeper than what a layer can hold.
+    """
+    try:
+        if not _unlink(parent_fd, name):
+            return
+    except FileNotFoundError:
+        return
+    if depth > _DEEPEST:
+        raise OSError(errno.ELOOP, f"directories lie deeper than {_DEEPEST} levels")
+    inner = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    try:
+        for entry in os.listdir(inner):
+            remove_merged(inner, entry, depth + 1)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=parent_fd)
 
 
 def _unlink(directory: int, entry: bytes | str) -> bool:
@@ -110,6 +146,51 @@ def copy_attributes(source: int, target: int, *, mounted: bool = False) -> None:
     os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
+def open_regular(name: bytes | str, directory: int | None = None) -> int:
+    """A regular file, open for reading: no link, and no pipe to wait for.
+
+    Raises `OSError` (`ELOOP` for a link, `EINVAL` for what is no file).
+    """
+    fd = os.open(name, _READ, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", os.fsdecode(name))
+    return fd
+
+
+def clear_name(directory: int, name: bytes) -> bool:
+    """Takes away a file, a link or whatever else has the name; false: it is a directory."""
+    try:
+        return not _unlink(directory, name)
+    except FileNotFoundError:
+        return True
+
+
+def write_file(
+    directory: int, name: bytes, source: int, attributes: Attributes, limit: int | None = None
+) -> int:
+    """Copies the open file `source` to the new file `name`; returns its size in bytes.
+
+    No more than `limit` bytes are copied. Raises `FileExistsError` when the name is taken.
+    """
+    out = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    size = 0
+    try:
+        while sent := os.sendfile(out, source, size, _chunk(limit, size)):
+            size += sent
+        # chown clears setuid bits and writing changes the time: in this order.
+        os.fchown(out, attributes.uid, attributes.gid)
+        os.fchmod(out, attributes.mode)
+        os.utime(out, ns=(attributes.mtime_ns, attributes.mtime_ns))
+    finally:
+        os.close(out)
+    return size
+
+
+def _chunk(limit: int | None, size: int) -> int:
+    return _CHUNK if limit is None else min(_CHUNK, limit - size)
+
+
 def read_xattrs(fd: int) -> list[tuple[bytes, bytes]]:
     """All extended attributes of an open file that this process may see, sorted by name."""
     try:
@@ -132,20 +213,23 @@ def resolve(root_fd: int, path: bytes) -> tuple[bytes, bytes]:
     """Where `path` leads inside a root: the part that exists, links resolved, and the rest.
 
     Both are relative to the root, without leading or trailing slash. `..` and absolute links stay
-    inside; a link to nothing counts as the place that it names.
+    inside; a link to nothing counts as the place that it names. The rest has no `..` in it: whoever
+    makes it must not be led upwards.
     """
     todo = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
     done: list[bytes] = []
+    missing: list[bytes] = []
     links = 0
     while todo:
         part = todo.pop()
         if part == b"..":
-            done = done[:-1]
+            del (missing or done)[-1:]
             continue
         here = b"/".join([*done, part])
-        target = _read_link(root_fd, here)
+        target = None if missing else _read_link(root_fd, here)
         if target is None:
-            return b"/".join(done), b"/".join([part, *todo[::-1]])
+            missing.append(part)
+            continue
         if not target:
             done.append(part)
             continue
@@ -155,7 +239,7 @@ def resolve(root_fd: int, path: bytes) -> tuple[bytes, bytes]:
         if target.startswith(b"/"):
             done = []
         todo += [piece for piece in target.split(b"/") if piece not in (b"", b".")][::-1]
-    return b"/".join(done), b""
+    return b"/".join(done), b"/".join(missing)
 
 
 def join(found: bytes, missing: bytes) -> bytes:

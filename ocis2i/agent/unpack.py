@@ -80,10 +80,11 @@ def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
         except tar.TarError as error:
             raise AgentError("image", f"broken tar archive: {error}") from error
         except OSError as error:
-            raise _explain(error, name) from error
+            raise explain_entry(error, name) from error
 
 
-def _explain(error: OSError, name: bytes) -> AgentError:
+def explain_entry(error: OSError, name: bytes) -> AgentError:
+    """An error met at an archive's entry: the archive's fault, or the host's."""
     shown = name.decode(errors="backslashreplace")
     if error.errno in _ITS_OWN_FAULT:
         return AgentError("image", f"entry `{shown}` cannot be unpacked: {error.strerror}")
@@ -285,7 +286,7 @@ class _Unpacker:
         if header.kind == tar.REGULAR:
             out = os.open(name, _CREATE, 0o600, dir_fd=fd)
             try:
-                _copy_content(content, out, header.size)
+                copy_content(content, out, header.size)
                 _set_attributes(out, header)
             finally:
                 os.close(out)
@@ -314,7 +315,8 @@ class _Unpacker:
             ) from None
 
 
-def _copy_content(content: tar.Reader, out: int, size: int) -> None:
+def copy_content(content: tar.Reader, out: int, size: int) -> None:
+    """Writes an entry's `size` bytes into a file."""
     while size:
         data = content.read(min(size, _CHUNK))
         size -= len(data)
@@ -330,14 +332,14 @@ def _set_attributes(fd: int, header: Header) -> None:
     for name, value in header.xattrs:
         _set_image_xattr(fd, name, value)
     os.fchmod(fd, header.mode)
-    os.utime(fd, ns=_times(header))
+    os.utime(fd, ns=times(header))
 
 
 def _set_attributes_by_name(fd: int, name: bytes, header: Header) -> None:
     _own(name, header, fd)
     if header.kind != tar.SYMLINK:
         os.chmod(name, header.mode, dir_fd=fd)
-    os.utime(name, ns=_times(header), dir_fd=fd, follow_symlinks=False)
+    os.utime(name, ns=times(header), dir_fd=fd, follow_symlinks=False)
 
 
 def _own(target: int | bytes, header: Header, directory: int | None = None) -> None:
@@ -363,7 +365,8 @@ def _not_mapped(header: Header) -> AgentError:
     )
 
 
-def _times(header: Header) -> tuple[int, int]:
+def times(header: Header) -> tuple[int, int]:
+    """An entry's time as utime wants it, in nanoseconds."""
     # What ext4 and xfs can hold; anything else is a broken or hostile archive's idea of a time.
     mtime_ns = min(max(header.mtime_ns, -(2**31) * 10**9), 2**33 * 10**9)
     return mtime_ns, mtime_ns
