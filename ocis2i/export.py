@@ -1,0 +1,545 @@
+"""Writes a build as a Dockerfile and its context, instead of doing it. Experimental.
+
+Of images only the config is looked at. Beside the Dockerfile there is `upload/`, with all that it
+copies: `src`, `scripts`, and where needed `runtime-scripts`, the names of injected files, and an
+empty directory. Content that is secret is not in it. With `ocis2i generate` the user fills
+`upload/src`.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ocis2i.container_options import HostEntry
+from ocis2i.dockerfile import (
+    CONTEXT,
+    MARK,
+    Artifact,
+    DockerfilePlan,
+    Names,
+    RuntimeStage,
+    SecretFile,
+    build_flags,
+    image_name,
+    render,
+)
+from ocis2i.errors import OutputError, PolicyError, UsageError
+from ocis2i.events import Notice, Report, stage
+from ocis2i.fs import explain, remove_tree
+from ocis2i.images import Obtained, Places, PullPolicy, obtain
+from ocis2i.injections import InjectedFile, read_injections
+from ocis2i.mappings import PathPair, check_artifact, parse_input_files
+from ocis2i.reference import Location, PathLocation, Platform, StoredLocation
+from ocis2i.runner import BindMount, Network
+from ocis2i.s2i import (
+    ASSEMBLE_INPUT_FILES_LABEL,
+    ASSEMBLE_RUNTIME_USER_LABEL,
+    Contract,
+    check_label_size,
+    generated_labels,
+    read_contract,
+)
+from ocis2i.scripts import Download, ScriptSet, read_environment, resolve
+from ocis2i.settings import Settings
+from ocis2i.sources import (
+    ArchiveSource,
+    DirSource,
+    GitSource,
+    Source,
+    SourceInfo,
+    SourceTree,
+    empty_tree,
+    fetch,
+)
+from ocis2i.uids import ASSEMBLE_RUNTIME, UidRanges, check_allowed
+
+DEFAULT_IMAGE_SCRIPTS_URL = "image:///usr/libexec/s2i"
+
+_MARKER = ".ocis2i"
+_EXPORTED, _GENERATED = "export\n", "generate\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeExport:
+    """A result on another image than the builder; see `ocis2i.spec.RuntimeSpec`."""
+
+    image: Location
+    artifacts: tuple[PathPair, ...] = ()
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    user: str | None = None
+    run_nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSpec:
+    """One export. Without a `source` (`ocis2i generate`) `upload/src` is the user's.
+
+    `tag` is the result's name as typed; `incremental` needs it. `secret_variables` are names: their
+    values are taken from the environment of buildah.
+    """
+
+    source: Source | None
+    builder: Location
+    tag: str | None = None
+    platform: Platform | None = None
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secret_variables: tuple[str, ...] = ()
+    injections: tuple[PathPair, ...] = ()
+    keep_names: bool = True
+    mounts: tuple[BindMount, ...] = ()
+    cap_drop: frozenset[str] = frozenset()
+    network: Network = "host"
+    add_hosts: tuple[HostEntry, ...] = ()
+    scripts_url: str | None = None
+    image_scripts_url: str = DEFAULT_IMAGE_SCRIPTS_URL
+    destination: str | None = None
+    assemble_user: str | None = None
+    allowed_uids: UidRanges = field(default_factory=UidRanges)
+    description: str | None = None
+    application_name: str | None = None
+    incremental: bool = False
+    runtime: RuntimeExport | None = None
+    via_entrypoint: bool = False
+    keep_entrypoint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every step works with; `upload` is the context that is being made."""
+
+    spec: ExportSpec
+    settings: Settings
+    places: Places
+    cwd: Path
+    upload: Path
+    download: Download | None
+    stdin: BinaryIO | None
+
+    @property
+    def report(self) -> Report:
+        return self.places.report
+
+
+def export(
+    spec: ExportSpec,
+    path: str,
+    *,
+    settings: Settings,
+    places: Places,
+    cwd: Path,
+    download: Download | None = None,
+    stdin: BinaryIO | None = None,
+) -> Path:
+    """Writes the Dockerfile to `path` and `upload/` beside it; where the Dockerfile is.
+
+    `path` is a directory when it ends in `/` or is one. All is made beside first, then renamed: an
+    error leaves what was there. An `upload/` or Dockerfile of somebody else is never replaced.
+    Raises an `Ocis2iError`.
+    """
+    target = _target(path, cwd)
+    _check(spec, target)
+    with places.store.in_use(), stage(places.report, "pull", str(spec.builder)):
+        builder = _obtain(spec.builder, spec.pull_policy, spec, places)
+        runtime = None
+        if spec.runtime:
+            runtime = _obtain(spec.runtime.image, spec.runtime.pull_policy, spec, places)
+    _check_users(spec, builder, runtime)
+    try:
+        with _scratch(target.parent) as scratch:
+            upload = scratch / CONTEXT
+            _make(upload)
+            work = _Work(spec, settings, places, cwd, upload, download, stdin)
+            plan = _plan(work, builder, runtime, target.name)
+            _write(scratch / "Dockerfile", render(plan))
+            _write(upload / _MARKER, _EXPORTED if spec.source else _GENERATED)
+            _publish(scratch, target, keep_upload=spec.source is None)
+    except OSError as error:
+        raise explain(error, "the Dockerfile cannot be written") from error
+    return target
+
+
+def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -> DockerfilePlan:
+    spec, config = work.spec, builder.image.config
+    tree = _source(work)
+    contract = _contract(spec, builder, work.report)
+    user = spec.assemble_user or contract.assemble_user or config.runtime.user
+    scripts = _scripts(work, contract, tree)
+    secrets, names = _secrets(work, config.runtime.working_dir or "/")
+    stage_of_runtime = None
+    if spec.runtime and runtime:
+        stage_of_runtime = _runtime_stage(work, spec.runtime, runtime, tree, scripts)
+    _make(work.upload / "empty")
+    return DockerfilePlan(
+        builder=_from(spec.builder, builder, work.cwd),
+        base=config.runtime,
+        scripts=scripts,
+        assemble_user=user,
+        destination=contract.destination,
+        environment={**read_environment(tree, work.report).values, **spec.environment},
+        labels=_labels(spec, builder, runtime or builder, tree.info),
+        tag=spec.tag,
+        platform=str(spec.platform) if spec.platform else None,
+        previous=spec.tag if spec.incremental else None,
+        runtime=stage_of_runtime,
+        secret_files=secrets,
+        secret_variables=tuple(sorted(spec.secret_variables)),
+        names=names,
+        via_entrypoint=spec.via_entrypoint,
+        keep_entrypoint=spec.keep_entrypoint,
+        flags=build_flags(spec.mounts, spec.cap_drop, spec.network, spec.add_hosts),
+        name=name,
+    )
+
+
+# --- before anything is written ---------------------------------------------------------------
+
+
+def _target(path: str, cwd: Path) -> Path:
+    """Where the Dockerfile will be: `X/` and an existing directory mean `X/Dockerfile`."""
+    if not path or "\0" in path:
+        raise UsageError("the Dockerfile needs a path", hint="such as --as-dockerfile out/")
+    target = cwd / path
+    if path.endswith("/") or target.is_dir():
+        target /= "Dockerfile"
+    if target.name in (CONTEXT, "..") or not target.name.isprintable():
+        raise UsageError(
+            f"the Dockerfile cannot be named `{target.name}`", hint="such as out/Dockerfile"
+        )
+    return target.parent.resolve() / target.name
+
+
+def _check(spec: ExportSpec, target: Path) -> None:
+    if spec.incremental and not spec.tag:
+        raise UsageError(
+            "Image tag is missing for incremental build",
+            hint="give the tag as third argument: the previous image has it",
+        )
+    if spec.incremental and spec.runtime:
+        raise UsageError(
+            "an incremental build with a runtime image cannot be written as a Dockerfile",
+            hint="leave out --incremental or --runtime-image, or build directly",
+        )
+    if spec.source:
+        _check_source(spec.source, target)
+    _check_ours(target, fill=spec.source is not None)
+
+
+def _check_source(source: Source, target: Path) -> None:
+    root = _local_root(source)
+    if root is None:
+        return
+    root = root.resolve()
+    if target.is_relative_to(root):
+        raise UsageError(
+            f"the Dockerfile `{target}` would be inside the source `{root}`, and be copied with it",
+            hint="name a directory outside of the source",
+        )
+    if root.is_relative_to(target.parent / CONTEXT):
+        raise UsageError(
+            f"the source `{root}` is inside `{target.parent / CONTEXT}`, which is replaced",
+            hint="name another directory for the Dockerfile",
+        )
+
+
+def _local_root(source: Source) -> Path | None:
+    match source:
+        case DirSource(path):
+            return path
+        case GitSource(local=local):
+            return local
+        case ArchiveSource(path):
+            return path
+
+
+def _check_ours(target: Path, *, fill: bool) -> None:
+    """Nothing is replaced that somebody else made. `fill`: `upload/src` will be ours."""
+    upload = target.parent / CONTEXT
+    hint = "remove it, or name another directory for the Dockerfile"
+    if os.path.lexists(target) and not _begins_with(target, MARK):
+        raise UsageError(f"`{target}` exists, and ocis2i did not make it", hint=hint)
+    if not os.path.lexists(upload):
+        return
+    if upload.is_symlink() or not (upload / _MARKER).is_file():
+        raise UsageError(f"`{upload}` exists, and ocis2i did not make it", hint=hint)
+    source = upload / "src"
+    if (
+        fill
+        and _begins_with(upload / _MARKER, _GENERATED)
+        and source.is_dir()
+        and any(source.iterdir())
+    ):
+        raise UsageError(f"`{source}` holds a source that somebody put there", hint=hint)
+
+
+def _begins_with(path: Path, text: str) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(text)) == text.encode()
+
+
+def _obtain(location: Location, policy: PullPolicy, spec: ExportSpec, places: Places) -> Obtained:
+    if isinstance(location, StoredLocation):
+        raise UsageError(
+            f"`{location}` is an image of the store of ocis2i, buildah does not find it",
+            hint=f"write it to a layout with `ocis2i push {location} oci:DIR:TAG` and name that",
+        )
+    found = obtain(location, spec.platform, policy, places, layers=False)
+    if found.image.config.runtime.on_build:
+        raise PolicyError(
+            f"the image `{found.name}` has ONBUILD instructions, which S2I builds do not run",
+            hint="use an image without ONBUILD, or build its triggers into it first",
+            reason="OnBuildForbidden",
+        )
+    return found
+
+
+def _check_users(spec: ExportSpec, builder: Obtained, runtime: Obtained | None) -> None:
+    check_allowed(
+        spec.allowed_uids,
+        builder.name,
+        builder.image.config.runtime,
+        script_user=spec.assemble_user,
+        is_base=runtime is None,
+    )
+    if spec.runtime and runtime:
+        check_allowed(
+            spec.allowed_uids,
+            runtime.name,
+            runtime.image.config.runtime,
+            role=ASSEMBLE_RUNTIME,
+            script_user=spec.runtime.user,
+        )
+
+
+def _from(location: Location, found: Obtained, cwd: Path) -> str:
+    """The image as `FROM` can have it, from whatever directory it is built."""
+    if isinstance(location, PathLocation):
+        name = f":{location.name}" if location.name else ""
+        return image_name(f"{location.transport}:{(cwd / location.path).resolve()}{name}")
+    return image_name(found.name)
+
+
+# --- what goes into the context ---------------------------------------------------------------
+
+
+def _source(work: _Work) -> SourceTree:
+    into = work.upload / "src"
+    _make(into)
+    if work.spec.source is None:
+        return empty_tree(into)
+    with stage(work.report, "fetch"):
+        return fetch(
+            work.spec.source,
+            into,
+            settings=work.settings,
+            report=work.report,
+            stdin=work.stdin,
+        )
+
+
+def _contract(spec: ExportSpec, builder: Obtained, report: Report) -> Contract:
+    contract = read_contract(builder.image.config)
+    for sentence in contract.deprecated:
+        report(Notice("warning", sentence))
+    if spec.destination:
+        return Contract(contract.scripts_url, spec.destination, contract.assemble_user)
+    return contract
+
+
+def _scripts(work: _Work, contract: Contract, tree: SourceTree) -> ScriptSet:
+    _make(work.upload / "scripts")
+    spec = work.spec
+    return resolve(
+        contract.scripts_url,
+        scripts_url_flag=spec.scripts_url,
+        source=tree,
+        into=work.upload / "scripts",
+        wanted=("assemble",) if spec.runtime else ("assemble", "run"),
+        optional=("save-artifacts",) if spec.incremental else (),
+        destination=contract.destination,
+        cwd=work.cwd,
+        report=work.report,
+        image_scripts_url=spec.image_scripts_url,
+        download=work.download,
+    )
+
+
+def _runtime_stage(
+    work: _Work, wanted: RuntimeExport, image: Obtained, tree: SourceTree, builder: ScriptSet
+) -> RuntimeStage:
+    config = image.image.config
+    cwd = config.runtime.working_dir or "/"
+    into = work.upload / "runtime-scripts"
+    _make(into)
+    scripts = resolve(
+        read_contract(config).scripts_url,
+        scripts_url_flag=work.spec.scripts_url,
+        source=tree,
+        into=into,
+        wanted=("run",),
+        optional=() if wanted.run_nothing else ("assemble-runtime",),
+        destination=cwd,
+        cwd=work.cwd,
+        report=work.report,
+        whose="the runtime image",
+        known=builder,
+        download=work.download,
+    )
+    label = config.runtime.labels.get(ASSEMBLE_INPUT_FILES_LABEL, "")
+    pairs = wanted.artifacts or parse_input_files(label)
+    if not pairs:
+        raise UsageError(
+            "no runtime artifacts to copy were specified",
+            hint="name them with --runtime-artifact, or in the label "
+            f"`{ASSEMBLE_INPUT_FILES_LABEL}` of the runtime image",
+            reason="InvalidArtifactsMapping",
+        )
+    user = wanted.user or config.runtime.labels.get(ASSEMBLE_RUNTIME_USER_LABEL, "")
+    return RuntimeStage(
+        image=_from(wanted.image, image, work.cwd),
+        base=config.runtime,
+        artifacts=tuple(_artifact(pair, cwd) for pair in pairs),
+        scripts=scripts,
+        user=user or config.runtime.user,
+    )
+
+
+def _artifact(pair: PathPair, cwd: str) -> Artifact:
+    check_artifact(pair)
+    if pair.source == "/":
+        raise UsageError(
+            "`/` is the whole image, and no artifact", reason="InvalidArtifactsMapping"
+        )
+    target = posixpath.join(cwd, pair.destination, posixpath.basename(pair.source))
+    return Artifact(pair.source, posixpath.normpath(target))
+
+
+def _labels(
+    spec: ExportSpec, builder: Obtained, base: Obtained, info: SourceInfo
+) -> dict[str, str]:
+    labels = generated_labels(
+        info,
+        builder=builder.name,
+        tag=spec.tag,
+        description=spec.description,
+        application_name=spec.application_name,
+    )
+    check_label_size({**base.image.config.runtime.labels, **labels})
+    return labels
+
+
+def _secrets(work: _Work, workdir: str) -> tuple[tuple[SecretFile, ...], tuple[Names, ...]]:
+    """Injected files as secrets; only their names are in the context."""
+    if not work.spec.injections:
+        return (), ()
+    files = read_injections(work.spec.injections, workdir=workdir, cwd=work.cwd)
+    secrets = tuple(
+        SecretFile(f"injection-{number}", file.source, file.target)
+        for number, file in enumerate(files, 1)
+    )
+    if not work.spec.keep_names:
+        return secrets, ()
+    tops = list(dict.fromkeys(file.top for file in files))
+    names = tuple(_names(work, number, top, files) for number, top in enumerate(tops, 1))
+    return secrets, names
+
+
+def _names(work: _Work, number: int, top: str, files: tuple[InjectedFile, ...]) -> Names:
+    """Empty twins of the files of one injection, which becomes `top`."""
+    base = work.upload / "injections" / str(number)
+    _make(base)
+    for file in files:
+        if file.top != top:
+            continue
+        relative = posixpath.relpath(file.target, top) if file.directory else "file"
+        twin = base / relative
+        # The walk made these names; a `..` in one would still be ours to refuse.
+        if not twin.resolve().is_relative_to(base.resolve()):
+            raise UsageError(f"the injected file `{file.source}` leaves its directory")
+        _make(twin.parent)
+        _write(twin, "")
+        if not file.directory:
+            return Names(f"{CONTEXT}/injections/{number}/file", top)
+    return Names(f"{CONTEXT}/injections/{number}", top)
+
+
+# --- the disk ---------------------------------------------------------------------------------
+
+
+def _make(directory: Path) -> None:
+    """`mkdir -p` with mode 0755, whatever the umask of whoever exports."""
+    for one in reversed((directory, *directory.parents)):
+        try:
+            one.mkdir()
+        except FileExistsError:
+            continue
+        one.chmod(0o755)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    path.chmod(0o644)
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """A directory in `directory`, which is made when missing; what failed leaves nothing."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    try:
+        _make(directory)
+        scratch = Path(tempfile.mkdtemp(prefix=".ocis2i-", dir=directory))
+        try:
+            yield scratch
+        finally:
+            _remove(scratch)
+    except BaseException:
+        for one in missing:
+            _remove_empty(one)
+        raise
+
+
+def _remove_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:  # somebody else put something there
+        return
+
+
+def _remove(tree: Path) -> None:
+    """Removes a tree of ours, with directories in it that a source made read-only."""
+    for directory, names, _ in os.walk(tree, followlinks=False):
+        for name in names:
+            path = Path(directory, name)
+            if not path.is_symlink():
+                path.chmod(stat.S_IMODE(path.lstat().st_mode) | stat.S_IRWXU)
+    if not remove_tree(tree):
+        raise OutputError(f"`{tree}` cannot be removed", hint="remove it yourself")
+
+
+def _publish(scratch: Path, target: Path, *, keep_upload: bool) -> None:
+    """Puts the finished context and Dockerfile into place, and takes the old ones away."""
+    upload = target.parent / CONTEXT
+    _check_ours(target, fill=not keep_upload)
+    there = os.path.lexists(upload)
+    # What the user put into a generated one stays.
+    if not (keep_upload and there and _begins_with(upload / _MARKER, _GENERATED)):
+        if there:
+            upload.rename(scratch / "old")
+        try:
+            (scratch / CONTEXT).rename(upload)
+        except OSError:
+            if there:
+                (scratch / "old").rename(upload)
+            raise
+    (scratch / "Dockerfile").replace(target)
