@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import os
-import stat
+import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ocis2i.compression import compress
-from ocis2i.errors import ImageError, PolicyError, ScriptError, ScriptsError, UsageError
-from ocis2i.events import Notice, Report, ScriptOutput, stage
+from ocis2i.container import (
+    Job,
+    Site,
+    Surroundings,
+    check_script,
+    identify,
+    make_working_directory,
+    run_script,
+)
+from ocis2i.errors import PolicyError, UsageError
+from ocis2i.events import Notice, Report, stage
+from ocis2i.extended import (
+    RuntimeImage,
+    RuntimeSearch,
+    artifacts_of,
+    move,
+    obtain_runtime,
+    plan_runtime,
+)
 from ocis2i.fs import explain
-from ocis2i.images import Obtained, Places, obtain
-from ocis2i.isolation.ids import MAPPED_IDS
+from ocis2i.hidden import Hidden, hide
+from ocis2i.images import Blobs, Obtained, Places, obtain
+from ocis2i.incremental import Restored, Saving, restore, save_for_later
 from ocis2i.manifest import (
     OCI_LAYER,
     Descriptor,
@@ -26,29 +47,27 @@ from ocis2i.manifest import (
 )
 from ocis2i.outputs import Delivered, deliver
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
-from ocis2i.runner import HOSTNAME, BindMount, Runner, RunResult, RunSpec, Stdio
+from ocis2i.runner import RunResult
 from ocis2i.s2i import (
     IMAGE_METADATA_PATH,
+    REQUIRED_SCRIPTS,
     Contract,
-    Identity,
     check_label_size,
     generated_labels,
     merge_environment,
     parse_image_metadata,
     read_contract,
-    resolve_user,
     result_config,
 )
-from ocis2i.scripts import ScriptSet, read_environment, resolve
+from ocis2i.scripts import Download, ScriptSet, read_environment, resolve
 from ocis2i.session import Session, session
 from ocis2i.settings import Settings
 from ocis2i.sources import SourceTree, fetch
 from ocis2i.spec import BuildSpec
 from ocis2i.store import LayerRecord, Store
 from ocis2i.transfer import push_image
+from ocis2i.uids import ASSEMBLE_RUNTIME, check_allowed
 from ocis2i.unpack import unpack_layers
-
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,8 @@ class Tools:
     places: Places
     report: Report
     cwd: Path
+    download: Download | None = None
+    stdin: BinaryIO | None = None
 
     @property
     def store(self) -> Store:
@@ -68,13 +89,15 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A finished build."""
+    """A finished build. `base` is what the new layer lies on: the builder or the runtime image."""
 
     image: Image
     encoded: Encoded
     builder: Obtained
+    base: Obtained
     changes: Changes
     assemble: RunResult
+    restored: Restored | None
     isolation: str
     delivered: tuple[Delivered, ...]
     pushed: bool
@@ -88,8 +111,30 @@ class _Inputs:
     contract: Contract
     tree: SourceTree
     scripts: ScriptSet
-    environment: tuple[str, ...]
+    user_environment: Mapping[str, str]
     layers: tuple[LayerRecord, ...]
+    runtime: RuntimeImage | None
+    hidden: Hidden
+
+    @property
+    def base(self) -> Obtained:
+        """The image that the result adds its layer to."""
+        return self.runtime.obtained if self.runtime else self.builder
+
+    @property
+    def required_scripts(self) -> tuple[str, ...]:
+        """The scripts that the builder's container has to have."""
+        return ("assemble",) if self.runtime else REQUIRED_SCRIPTS
+
+    @property
+    def run_script(self) -> str:
+        """What the result starts."""
+        scripts = self.runtime.scripts if self.runtime else self.scripts
+        return scripts["run"].path_in_image
+
+    def environment(self, image: Obtained) -> tuple[str, ...]:
+        """The environment of `image` with the user's variables."""
+        return merge_environment(image.image.config.runtime.env, self.user_environment)
 
 
 def build(spec: BuildSpec, tools: Tools) -> BuildResult:
@@ -97,24 +142,45 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
     check(spec)
     with session(tools.store, tools.settings) as here:
         inputs = _gather(spec, here, tools)
-        runner = here.runner(spec.isolation)
-        mounts = (*here.network_files(), *spec.mounts)
-        with stage(tools.report, "prepare", f"{len(inputs.layers)} layers, {runner.name}"):
-            rootfs = prepare(here.agent, here.directory, inputs.layers, mounts)
-            run = _plan_assemble(spec, inputs, rootfs, mounts)
+        site = _site(spec, inputs, here, tools)
+        saving = Saving(site, spec, inputs.builder, inputs.scripts.get("save-artifacts"))
+        restored = restore(saving)
+        if spec.save_upload:
+            _save_upload(here.directory / "upload", tools)
+        with stage(site.report, "prepare", f"{len(inputs.layers)} layers, {site.runner.name}"):
+            rootfs = prepare(here.agent, here.directory, inputs.layers, site.around.mounts)
+            job = _plan_assemble(spec, inputs, restored, rootfs)
             rootfs.mount()
-            _check_interpreter(run, rootfs)
-        with stage(tools.report, "assemble", inputs.scripts["assemble"].url):
-            ran = _assemble(runner, rootfs, run, tools.report)
-            labels = _labels(spec, inputs, rootfs)
-        with stage(tools.report, "layer"):
-            layer, changes = _write_layer(spec, rootfs, tools.store)
+        with stage(site.report, "assemble", inputs.scripts["assemble"].url):
+            ran = run_script(site, rootfs, job)
+        if inputs.runtime:
+            save_for_later(saving, job, rootfs)
+            environment = inputs.environment(inputs.runtime.obtained)
+            rootfs = move(site, inputs.runtime, rootfs, environment, job.more)
+        labels = _labels(spec, inputs, rootfs)
+        with stage(site.report, "layer"):
+            if spec.prune_upload:
+                _prune_upload(inputs, rootfs)
+            layer, changes = _write_layer(spec, inputs, rootfs, site)
             image = _compose(spec, inputs, layer, labels)
             encoded = encode_image(image)
-        with stage(tools.report, "store", spec.tag or "untagged"):
-            tools.store.put_image(encoded, str(spec.name) if spec.name else "")
-        delivered, pushed = _deliver(spec, inputs.builder, image, encoded, tools)
-    return BuildResult(image, encoded, inputs.builder, changes, ran, runner.name, delivered, pushed)
+            inputs.hidden.check(encoded.config, site.report)
+        with stage(site.report, "store", spec.tag or "untagged"):
+            name = str(spec.name) if spec.name else ""
+            tools.store.put_image(encoded, name, inputs.base.origin)
+        delivered, pushed = _deliver(spec, inputs.base, image, encoded, tools)
+    return BuildResult(
+        image=image,
+        encoded=encoded,
+        builder=inputs.builder,
+        base=inputs.base,
+        changes=changes,
+        assemble=ran,
+        restored=restored,
+        isolation=site.runner.name,
+        delivered=delivered,
+        pushed=pushed,
+    )
 
 
 def check(spec: BuildSpec) -> None:
@@ -128,25 +194,47 @@ def check(spec: BuildSpec) -> None:
         )
 
 
+# --- before anything runs ---------------------------------------------------------------------
+
+
 def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
     upload = here.directory / "upload"
     for name in ("src", "scripts"):
         (upload / name).mkdir(parents=True)
         (upload / name).chmod(0o755)  # whatever the umask of whoever builds
     with stage(tools.report, "fetch"):
-        tree = fetch(spec.source, upload / "src", settings=tools.settings, report=tools.report)
+        tree = fetch(
+            spec.source,
+            upload / "src",
+            settings=tools.settings,
+            report=tools.report,
+            stdin=tools.stdin,
+        )
     with stage(tools.report, "pull", str(spec.builder)):
         builder = obtain(spec.builder, spec.platform, spec.pull_policy, tools.places)
-        contract = _contract(spec, builder, tools.report)
-        scripts = resolve(
-            contract.scripts_url,
-            scripts_url_flag=spec.scripts_url,
-            source=tree,
-            into=upload / "scripts",
-            destination=contract.destination,
-            cwd=tools.cwd,
-            report=tools.report,
-        )
+        contract = read_builder(spec, builder, tools.report)
+    runtime = None
+    if spec.runtime:
+        with stage(tools.report, "pull-runtime", str(spec.runtime.image)):
+            runtime = obtain_runtime(spec.runtime, spec, tools.places)
+            artifacts_of(spec.runtime, runtime)
+    _check_users(spec, builder, runtime)
+    scripts = resolve(
+        contract.scripts_url,
+        scripts_url_flag=spec.scripts_url,
+        source=tree,
+        into=upload / "scripts",
+        wanted=("assemble",) if runtime else REQUIRED_SCRIPTS,
+        optional=("save-artifacts", "run", "assemble-runtime") if runtime else ("save-artifacts",),
+        destination=contract.destination,
+        cwd=tools.cwd,
+        report=tools.report,
+        download=tools.download,
+    )
+    plan = None
+    if spec.runtime and runtime:
+        found = RuntimeSearch(tree, scripts, upload / "runtime-scripts", tools.cwd, tools.download)
+        plan = plan_runtime(spec, spec.runtime, runtime, found, tools.report)
     with stage(tools.report, "unpack"):
         layers = unpack_layers(
             builder.image,
@@ -155,17 +243,27 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
             tools.report,
             size_limit=tools.settings.layer_limit,
         )
-    file = read_environment(tree, tools.report)
-    environment = merge_environment(builder.image.config.runtime.env, file.values, spec.environment)
-    return _Inputs(builder, contract, tree, scripts, environment, layers)
+    variables = {**read_environment(tree, tools.report).values, **spec.environment}
+    workdir = builder.image.config.runtime.working_dir or "/"
+    hidden = hide(
+        spec.secrets,
+        workdir,
+        here.directory,
+        settings=tools.settings,
+        cwd=tools.cwd,
+        report=tools.report,
+    )
+    return _Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
 
 
-def _contract(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
+def read_builder(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
+    """What the builder promises. Raises `PolicyError` for one that needs a Dockerfile build."""
     config = builder.image.config
-    if config.runtime.on_build:
+    if config.runtime.on_build and not spec.ignore_onbuild:
         raise PolicyError(
             f"the builder `{builder.name}` has ONBUILD instructions, which need a Dockerfile build",
-            hint="use a builder without ONBUILD, or build its triggers into it first",
+            hint="use a builder without ONBUILD, or build its triggers into it first; "
+            "--ignore-onbuild builds by its S2I scripts alone",
             reason="OnBuildForbidden",
         )
     contract = read_contract(config)
@@ -176,149 +274,103 @@ def _contract(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
     return contract
 
 
+def _check_users(spec: BuildSpec, builder: Obtained, runtime: Obtained | None) -> None:
+    """The user IDs that the caller allows; upstream drops what it finds for the runtime image."""
+    if not spec.allowed_uids:
+        return
+    check_allowed(
+        spec.allowed_uids,
+        builder.name,
+        builder.image.config.runtime,
+        script_user=spec.assemble_user,
+        is_base=runtime is None,
+    )
+    if runtime and spec.runtime:
+        check_allowed(
+            spec.allowed_uids,
+            runtime.name,
+            runtime.image.config.runtime,
+            role=ASSEMBLE_RUNTIME,
+            script_user=spec.runtime.user,
+        )
+
+
+def _site(spec: BuildSpec, inputs: _Inputs, here: Session, tools: Tools) -> Site:
+    mounts = here.network_files(spec.add_hosts, spec.network)
+    return Site(
+        here=here,
+        runner=here.runner(spec.isolation),
+        around=Surroundings(
+            (*mounts, *spec.mounts, *inputs.hidden.mounts), spec.cap_drop, spec.network
+        ),
+        places=tools.places,
+        settings=tools.settings,
+        report=inputs.hidden.masked(tools.report),
+    )
+
+
 # --- running ----------------------------------------------------------------------------------
 
 
 def _plan_assemble(
-    spec: BuildSpec,
-    inputs: _Inputs,
-    rootfs: Rootfs,
-    mounts: tuple[BindMount, ...],
-) -> RunSpec:
-    """Puts source and scripts into place and says what is to run."""
+    spec: BuildSpec, inputs: _Inputs, restored: Restored | None, rootfs: Rootfs
+) -> Job:
+    """Puts source, scripts, artifacts and secrets into place and says what is to run."""
     runtime = inputs.builder.image.config.runtime
-    user = spec.assemble_user or inputs.contract.assemble_user or runtime.user
-    identity = identify(user, rootfs)
+    identity = identify(spec.assemble_user or inputs.contract.assemble_user or runtime.user, rootfs)
     cwd = runtime.working_dir or "/"
-    _check_scripts(inputs, rootfs)
+    for name in inputs.required_scripts:
+        check_script(inputs.scripts[name], inputs.builder.name, rootfs)
     destination = inputs.contract.destination
-    uploads = [
-        Upload(f"upload/{name}", f"{destination}/{name}", identity.uid, identity.gid)
-        for name in ("src", "scripts")
-    ]
-    rootfs.place(uploads)
+    names = ("src", "scripts", "artifacts") if restored else ("src", "scripts")
+    rootfs.place(
+        [
+            Upload(f"upload/{name}", f"{destination}/{name}", identity.uid, identity.gid)
+            for name in names
+        ]
+    )
     make_working_directory(cwd, rootfs)
-    more = {} if spec.clamp_seconds is None else {"SOURCE_DATE_EPOCH": str(spec.clamp_seconds)}
-    return RunSpec(
-        argv=(inputs.scripts["assemble"].path_in_image,),
-        environment=process_environment(inputs.environment, identity, more),
-        cwd=cwd,
-        identity=identity,
-        mounts=mounts,
+    hidden = inputs.hidden
+    injected = rootfs.inject(
+        hidden.injected, uid=identity.uid, gid=identity.gid, keep_names=spec.secrets.keep_names
     )
+    script = inputs.scripts["assemble"].path_in_image
+    entrypoint = (runtime.entrypoint or ()) if spec.via_entrypoint else ()
+    environment = inputs.environment(inputs.builder)
+    more = dict(hidden.environment)
+    if spec.clamp_seconds is not None and "SOURCE_DATE_EPOCH" not in _names(environment):
+        more.setdefault("SOURCE_DATE_EPOCH", str(spec.clamp_seconds))
+    return Job((*entrypoint, script), identity, cwd, environment, more, injected)
 
 
-def identify(user: str, rootfs: Rootfs) -> Identity:
-    """Looks a user up in the image's own passwd and group files.
-
-    Raises `ImageError` for one that is not there, or whose ids no container here can have.
-    """
-    found = resolve_user(
-        user, rootfs.read_text("/etc/passwd") or "", rootfs.read_text("/etc/group") or ""
-    )
-    largest = max(found.uid, found.gid, *found.groups)
-    if largest >= MAPPED_IDS:
-        raise ImageError(
-            f"user `{user}` has the id {largest}, and containers have those up to {MAPPED_IDS - 1}",
-            hint="choose another user with --assemble-user, or with --user of `ocis2i run`",
-        )
-    return found
+def _save_upload(upload: Path, tools: Tools) -> None:
+    """A copy for the user to look at, of what is about to go into the container."""
+    directory = tools.settings.environment.get("TMPDIR") or None
+    try:
+        kept = Path(tempfile.mkdtemp(prefix="s2i-", dir=directory))
+        shutil.copytree(upload, kept / "upload", symlinks=True)
+    except (OSError, shutil.Error) as error:
+        tools.report(Notice("warning", f"the upload cannot be copied: {error}"))
+    else:
+        tools.report(Notice("warning", f"what was uploaded is kept in `{kept}`"))
 
 
-def make_working_directory(cwd: str, rootfs: Rootfs) -> None:
-    """Makes a `WORKDIR` that the image lacks, as Docker does when it makes a container."""
-    if "\0" in cwd:
-        raise ImageError(f"the working directory `{cwd}` of the image has a zero byte")
-    mode = rootfs.modes([cwd])[0]
-    if mode is None:
-        rootfs.make_directory(cwd)
-    elif not stat.S_ISDIR(mode):
-        raise ImageError(f"the working directory `{cwd}` is no directory in the image")
+def _names(environment: tuple[str, ...]) -> set[str]:
+    return {entry.partition("=")[0] for entry in environment}
 
 
-def process_environment(
-    environment: tuple[str, ...], identity: Identity, more: Mapping[str, str]
-) -> tuple[str, ...]:
-    """`environment` with what an engine adds: `PATH`, `HOME` and `HOSTNAME` where missing.
-
-    What an image has as a name alone is not set, as Docker has it.
-    """
-    environment = tuple(entry for entry in environment if entry.find("=") > 0)
-    names = {entry.partition("=")[0] for entry in environment}
-    added = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": HOSTNAME}
-    defaults = tuple(f"{name}={value}" for name, value in added.items() if name not in names)
-    extra = tuple(f"{name}={value}" for name, value in more.items() if name not in names)
-    return (*environment, *defaults, *extra)
-
-
-def _check_scripts(inputs: _Inputs, rootfs: Rootfs) -> None:
-    """Scripts that the image is said to bring must be in it."""
-    for name in ("assemble", "run"):
-        place = inputs.scripts[name]
-        if place.file is not None:
-            continue
-        mode = rootfs.modes([place.path_in_image])[0]
-        if mode is None or not stat.S_ISREG(mode):
-            raise ScriptsError(
-                f"the builder `{inputs.builder.name}` has no script `{place.path_in_image}`",
-                hint=f"put one into .s2i/bin/{name} of the source, or name the place of the "
-                "builder's scripts with --scripts-url image:///DIRECTORY",
-            )
-        if not mode & 0o111:
-            raise ScriptsError(
-                f"the script `{place.path_in_image}` of the builder `{inputs.builder.name}` "
-                "is not executable"
-            )
-
-
-def _check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
-    """A script whose first line names a program that is not there fails without a word why."""
-    path = run.argv[0]
-    first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
-    words = first.removeprefix("#!").split() if first.startswith("#!") else []
-    if not words:
-        return
-    program = words[0]
-    # What the user mounts is not there yet.
-    mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
-    if not mounted and rootfs.modes([program])[0] is None:
-        raise ScriptError(
-            f"the script `{path}` needs `{program}`, which the builder does not have",
-            script_exit_code=127,
-            hint="change its first line, or add the program to the builder",
-        )
-
-
-def _assemble(runner: Runner, rootfs: Rootfs, run: RunSpec, report: Report) -> RunResult:
-    result = runner.run(rootfs, run, Stdio(lambda stream, line: report(ScriptOutput(stream, line))))
-    if result.exit_code:
-        raise ScriptError(
-            f"`{run.argv[0]}` failed with {describe_exit(result.exit_code)}",
-            script_exit_code=result.exit_code,
-            hint=f"it ran as {run.identity.uid}:{run.identity.gid} in `{run.cwd}`; "
-            "its output above says more",
-        )
-    return result
-
-
-_EXITS = {
-    126: "126: something in it is not executable",
-    127: "127: a command that it uses is missing in the builder",
-    137: "137: it was killed, often for want of memory",
-    143: "143: it was terminated",
-}
-
-
-def describe_exit(code: int) -> str:
-    """An exit code in words."""
-    return f"exit code {_EXITS.get(code, code)}"
+def _prune_upload(inputs: _Inputs, rootfs: Rootfs) -> None:
+    """Takes source and artifacts out of the result, where assemble left any."""
+    if inputs.runtime is None:
+        for name in ("src", "artifacts"):
+            rootfs.remove(f"{inputs.contract.destination}/{name}")
 
 
 # --- the image --------------------------------------------------------------------------------
 
 
 def _labels(spec: BuildSpec, inputs: _Inputs, rootfs: Rootfs) -> dict[str, str]:
-    labels = dict(inputs.builder.image.config.runtime.labels)
+    labels = dict(inputs.base.image.config.runtime.labels)
     labels |= generated_labels(
         inputs.tree.info,
         builder=inputs.builder.name,
@@ -333,65 +385,72 @@ def _labels(spec: BuildSpec, inputs: _Inputs, rootfs: Rootfs) -> dict[str, str]:
     return labels
 
 
-def _write_layer(spec: BuildSpec, rootfs: Rootfs, store: Store) -> tuple[Layer, Changes]:
+def _write_layer(
+    spec: BuildSpec, inputs: _Inputs, rootfs: Rootfs, site: Site
+) -> tuple[Layer, Changes]:
     """The change set as a blob in the store: one pass for both digests and compression."""
-    with store.scratch_file() as blob:
+    # What lies above the artifacts is in a runtime image that nobody has seen.
+    unseen = rootfs.made if inputs.runtime and not inputs.runtime.layers_needed else ()
+    with site.places.store.scratch_file() as blob:
         read_end, write_end = os.pipe()
         with os.fdopen(read_end, "rb", buffering=1 << 20) as tar:
             try:
-                rootfs.write_changes(write_end, clamp_mtime=spec.clamp_seconds)
+                rootfs.write_changes(write_end, clamp_mtime=spec.clamp_seconds, unlisted=unseen)
             finally:
                 os.close(write_end)
             try:
-                written = compress(
-                    tar,
-                    blob,
-                    compression=spec.compression,
-                    level=spec.compression_level,
-                    workers=len(os.sched_getaffinity(0)),
-                )
+                with closing(inputs.hidden.finder.stream(tar, "the layer")) as searched:
+                    written = compress(
+                        searched,
+                        blob,
+                        compression=spec.compression,
+                        level=spec.compression_level,
+                        workers=len(os.sched_getaffinity(0)),
+                    )
             except OSError as error:
                 raise explain(error, "the layer cannot be written") from error
         changes = rootfs.finish_changes()
-        store.adopt(blob, written.digest)
+        inputs.hidden.check(b"", site.report)
+        site.places.store.adopt(blob, written.digest)
     media_type = spec.compression.media_type or OCI_LAYER
     return Layer(Descriptor(media_type, written.digest, written.size), written.diff_id), changes
 
 
 def _compose(spec: BuildSpec, inputs: _Inputs, layer: Layer, labels: Mapping[str, str]) -> Image:
-    base = inputs.builder.image
+    base = inputs.base
     runtime = result_config(
-        base.config.runtime,
-        run_script=inputs.scripts["run"].path_in_image,
-        environment=inputs.environment,
+        base.image.config.runtime,
+        run_script=inputs.run_script,
+        environment=inputs.environment(base),
         labels=labels,
+        keep_entrypoint=spec.keep_entrypoint,
     )
     history = History.of(
         created=spec.created,
         created_by=inputs.scripts["assemble"].path_in_image,
         comment="ocis2i build",
     )
-    return append_layer(base, layer, history, runtime)
+    return append_layer(base.image, layer, history, runtime)
 
 
 def _deliver(
-    spec: BuildSpec, builder: Obtained, image: Image, encoded: Encoded, tools: Tools
+    spec: BuildSpec, base: Obtained, image: Image, encoded: Encoded, tools: Tools
 ) -> tuple[tuple[Delivered, ...], bool]:
     delivered = []
+    blobs = Blobs(tools.places, base.origin)
     for output in spec.outputs:
         with stage(tools.report, "output", str(output)):
-            delivered.append(deliver(output, image, encoded, tools.store, name=spec.name))
+            delivered.append(deliver(output, image, encoded, blobs, name=spec.name))
     if not spec.push or spec.name is None:
         return tuple(delivered), False
     with stage(tools.report, "push", str(spec.name)):
-        mount_from = (builder.reference,) if builder.reference else ()
         push_image(
             tools.places.registry,
             spec.name,
             encoded,
             [layer.descriptor for layer in image.layers],
-            tools.store,
-            mount_from=mount_from,
+            blobs,
+            mount_from=(base.reference,) if base.reference else (),
             jobs=tools.places.jobs,
         )
     return tuple(delivered), True

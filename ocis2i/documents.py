@@ -8,7 +8,7 @@ from typing import Any
 from ocis2i.blobs import read_document
 from ocis2i.build import BuildResult
 from ocis2i.errors import Ocis2iError, ScriptError
-from ocis2i.manifest import Image, Index, Json, Manifest, parse_json
+from ocis2i.manifest import Image, Index, Json, Manifest, format_time, parse_json
 from ocis2i.report import StageRecord
 from ocis2i.spec import BuildSpec
 from ocis2i.store import Store, StoredImage
@@ -17,9 +17,12 @@ VERSION = 1
 
 
 def result_document(
-    result: BuildResult, spec: BuildSpec, stages: Sequence[StageRecord]
+    result: BuildResult,
+    spec: BuildSpec,
+    stages: Sequence[StageRecord],
+    messages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A build that succeeded."""
+    """A build that succeeded; `messages` are those of the callback."""
     digest = str(result.encoded.descriptor.digest)
     return {
         "version": VERSION,
@@ -32,13 +35,59 @@ def result_document(
             "name": result.builder.name,
             "digest": str(result.builder.manifest.descriptor.digest),
         },
+        "base": {
+            "name": result.base.name,
+            "digest": str(result.base.manifest.descriptor.digest),
+        },
+        "incremental": bool(result.restored),
         "isolation": result.isolation,
         "script_exit_code": result.assemble.exit_code,
         "pushed": result.pushed,
         "outputs": [delivered.where for delivered in result.delivered],
         "changes": {"entries": result.changes.entries, "bytes": result.changes.size_bytes},
         "layers": _layers(result.image),
+        "messages": list(messages),
         "stages": [stage.document() for stage in stages],
+        "build_info": build_info(stages),
+    }
+
+
+# Our stages as source-to-image names them (`pkg/api/types.go`): stage and step.
+_S2I_STEPS = {
+    "pull": ("PullImages", "PullBuilderImage"),
+    "pull-previous": ("PullImages", "PullPreviousImage"),
+    "pull-runtime": ("PullImages", "PullRuntimeImage"),
+    "restore": ("RetrieveArtifacts", "RetrievePreviousArtifacts"),
+    "assemble": ("Assemble", "AssembleBuildScripts"),
+    "assemble-runtime": ("Assemble", "AssembleRuntimeScripts"),
+    "layer": ("CommitContainer", "CommitContainer"),
+}
+
+
+def build_info(
+    stages: Sequence[StageRecord], reason: str = "", message: str = ""
+) -> dict[str, Any]:
+    """Stages, steps and the reason of a failure in source-to-image's words and order.
+
+    Durations are in whole milliseconds; a stage lasts until the end of its last step.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in stages:
+        if record.name not in _S2I_STEPS:
+            continue
+        stage, step = _S2I_STEPS[record.name]
+        milliseconds = round(record.seconds * 1000)
+        started = format_time(record.started)
+        entry = found.setdefault(
+            stage, {"name": stage, "startTime": started, "durationMilliseconds": 0, "steps": []}
+        )
+        entry["steps"].append(
+            {"name": step, "startTime": started, "durationMilliseconds": milliseconds}
+        )
+        entry["durationMilliseconds"] += milliseconds
+    return {
+        "stages": list(found.values()),
+        "failureReason": {"reason": reason, "message": message},
     }
 
 
@@ -67,6 +116,7 @@ def failure_document(
         "exit_code": code,
         "script_exit_code": error.script_exit_code if isinstance(error, ScriptError) else None,
         "stages": [stage.document() for stage in stages],
+        "build_info": build_info(stages, error.reason, error.message),
     }
 
 

@@ -9,7 +9,7 @@ from enum import Enum
 from functools import partial
 
 from ocis2i.archives import open_image
-from ocis2i.blobs import ImageSource, read_document
+from ocis2i.blobs import ImageSource, VerifiedReader, read_document
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Report
 from ocis2i.manifest import (
@@ -58,16 +58,18 @@ class PullPolicy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
-    """An image whose blobs are in the store.
+    """An image whose blobs are in the store, or can be had from `origin`.
 
     `name` is what it is called in labels and messages; `reference` the place in a registry that
-    its layers may be mounted from, `None` when it came from a file.
+    its layers may be mounted from, `None` when it came from a file. `origin` is the repository
+    that has the layers which the store lacks.
     """
 
     image: Image
     manifest: Manifest
     name: str
     reference: Reference | None
+    origin: Reference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,48 +82,90 @@ class Places:
     jobs: int = 4
 
 
+class Blobs:
+    """The blobs of the store; layers that it lacks are fetched from `origin` when they are read."""
+
+    def __init__(self, places: Places, origin: Reference | None) -> None:
+        self._places = places
+        self._origin = origin
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        """Opens a blob; raises `ImageError` when it is nowhere."""
+        if self._origin and not self._places.store.has_blob(descriptor):
+            _fetch(descriptor, self._origin, self._places)
+        return self._places.store.open_blob(descriptor)
+
+
+def complete(found: Obtained, places: Places) -> None:
+    """Fetches the layers that the store lacks."""
+    if found.origin:
+        _fetch_layers(found.manifest, found.origin, places)
+
+
 def obtain(
-    location: Location, platform: Platform | None, policy: PullPolicy, places: Places
+    location: Location,
+    platform: Platform | None,
+    policy: PullPolicy,
+    places: Places,
+    *,
+    layers: bool = True,
 ) -> Obtained:
     """The image of `location` for `platform` (default: this host's), its blobs in the store.
 
-    Raises `ImageError`, or `RegistryError` when a registry has to be asked and fails.
+    Without `layers` those of a registry stay there, until `complete` or `Blobs` need them. Raises
+    `ImageError`, or `RegistryError` when a registry has to be asked and fails.
     """
     wanted = platform or Platform.of_host()
     match location:
         case PathLocation():
             return _from_path(location, wanted, places)
         case StoredLocation(digest):
-            return from_store(digest, places.store)
+            stored = from_store(digest, places.store)
+            if layers:
+                complete(stored, places)
+            return stored
         case RegistryLocation(reference):
             name = reference.with_default_tag()
             if policy is not PullPolicy.ALWAYS:
                 found = _from_store(name, wanted, places.store)
                 if found:
+                    if layers:
+                        complete(found, places)
                     return found
             if policy is PullPolicy.NEVER:
                 raise ImageError(
                     f"image `{name}` is not in the store, and the pull policy is `never`",
                     hint=f"fetch it with: ocis2i pull {name}",
                 )
-            return pull(name, wanted, places)
+            return pull(name, wanted, places, layers=layers)
 
 
-def pull(reference: Reference, platform: Platform, places: Places) -> Obtained:
-    """Fetches an image from its registry; blobs that the store has are not fetched again."""
+def pull(
+    reference: Reference, platform: Platform, places: Places, *, layers: bool = True
+) -> Obtained:
+    """Fetches an image from its registry; blobs that the store has are not fetched again.
+
+    Without `layers`, manifest and config alone; the store gets no entry for it then.
+    """
     manifest = _one_manifest(RegistryImage(places.registry, reference), platform)
     _check_layer_types(manifest)
     store = places.store
     config = places.registry.read_blob(reference, manifest.config)
     image = decode_image(manifest, config)
     _check_platform(image, platform, str(reference))
+    if not layers:
+        return Obtained(image, manifest, str(reference), reference, reference)
     store.add_document(config, manifest.config)
-    missing = _distinct([layer for layer in manifest.layers if not store.has_blob(layer)])
-    cancel = threading.Event()
-    in_parallel([partial(_fetch, layer, reference, places) for layer in missing],
-                places.jobs, cancel)  # fmt: skip
+    _fetch_layers(manifest, reference, places)
     store.put_manifest(manifest.raw, manifest.descriptor, str(reference))
     return Obtained(image, manifest, str(reference), reference)
+
+
+def _fetch_layers(manifest: Manifest, origin: Reference, places: Places) -> None:
+    missing = _distinct([layer for layer in manifest.layers if not places.store.has_blob(layer)])
+    cancel = threading.Event()
+    in_parallel([partial(_fetch, layer, origin, places) for layer in missing],
+                places.jobs, cancel)  # fmt: skip
 
 
 def _fetch(layer: Descriptor, reference: Reference, places: Places) -> None:
@@ -148,14 +192,17 @@ def _from_store(
         manifest = store.manifest(choose_platform(manifest, platform or Platform.of_host()))
     if not isinstance(manifest, Manifest):
         return None
+    origin = None
     if not all(store.has_blob(blob) for blob in (manifest.config, *manifest.layers)):
-        return None
+        origin = store.origin(manifest.descriptor.digest)
+        if origin is None or not store.has_blob(manifest.config):
+            return None
     image = decode_image(manifest, read_document(store, manifest.config))
     if platform:
         _check_platform(image, platform, str(name))
     if isinstance(name, Digest):
-        return Obtained(image, manifest, str(name), None)
-    return Obtained(image, manifest, str(name.with_default_tag()), name)
+        return Obtained(image, manifest, str(name), None, origin)
+    return Obtained(image, manifest, str(name.with_default_tag()), name, origin)
 
 
 def _from_path(location: PathLocation, platform: Platform, places: Places) -> Obtained:
@@ -241,7 +288,8 @@ def push(found: Obtained, target: Location, places: Places) -> Delivered:
         if found.manifest.descriptor.media_type != OCI_MANIFEST:
             encoded = encode_image(found.image)
         output = parse_output(str(target))
-        return deliver(output, found.image, encoded, places.store, name=found.reference)
+        blobs = Blobs(places, found.origin)
+        return deliver(output, found.image, encoded, blobs, name=found.reference)
     if isinstance(target, StoredLocation):
         raise UsageError(
             f"`{found.name}` needs a name to be pushed to", hint="give it as second argument"
@@ -251,13 +299,13 @@ def push(found: Obtained, target: Location, places: Places) -> Delivered:
         raise UsageError(
             f"`{found.name}` is `{encoded.descriptor.digest}` and cannot be pushed as `{reference}`"
         )
-    mount_from = (found.reference,) if found.reference else ()
+    mount_from = tuple(one for one in (found.reference, found.origin) if one)
     push_image(
         places.registry,
         reference,
         encoded,
         found.manifest.layers,
-        places.store,
+        Blobs(places, found.origin),
         mount_from=mount_from,
         jobs=places.jobs,
     )

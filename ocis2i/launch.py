@@ -1,17 +1,26 @@
-"""Runs an image of the store, rootless, to try a result."""
+"""Runs an image of the store, rootless: to try a result, or to hear what a builder says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ocis2i.build import identify, make_working_directory, process_environment
+from ocis2i.container import (
+    Job,
+    Surroundings,
+    check_interpreter,
+    check_script,
+    identify,
+    make_working_directory,
+)
 from ocis2i.errors import UsageError
 from ocis2i.events import Report
-from ocis2i.images import Obtained
+from ocis2i.images import Obtained, Places
 from ocis2i.rootfs import prepare
-from ocis2i.runner import BindMount, RunResult, RunSpec, Stdio
-from ocis2i.s2i import merge_environment
+from ocis2i.runner import BindMount, RunResult, Stdio
+from ocis2i.s2i import merge_environment, read_contract
+from ocis2i.scripts import Download, resolve
 from ocis2i.session import session
 from ocis2i.settings import Settings
 from ocis2i.store import Store
@@ -29,12 +38,19 @@ class LaunchSpec:
     user: str | None = None
     working_dir: str | None = None
     isolation: str | None = None
+    cap_drop: frozenset[str] = frozenset()
 
 
 def launch(
-    image: Obtained, spec: LaunchSpec, store: Store, settings: Settings, report: Report
+    image: Obtained,
+    spec: LaunchSpec,
+    store: Store,
+    settings: Settings,
+    report: Report,
+    *,
+    stdio: Stdio,
 ) -> RunResult:
-    """Runs the image's command in the foreground with our own standard streams.
+    """Runs the image's command to its end.
 
     What it writes is gone afterwards. Raises `UsageError` when there is nothing to run.
     """
@@ -51,14 +67,9 @@ def launch(
         make_working_directory(cwd, rootfs)
         rootfs.mount()
         environment = merge_environment(runtime.env, spec.environment)
-        run = RunSpec(
-            argv,
-            process_environment(environment, identity, {}),
-            cwd,
-            identity,
-            mounts,
-        )
-        return here.runner(spec.isolation).run(rootfs, run, Stdio())
+        job = Job(argv, identity, cwd, environment)
+        run = job.spec(Surroundings(mounts, spec.cap_drop))
+        return here.runner(spec.isolation).run(rootfs, run, stdio)
 
 
 def command_line(
@@ -72,3 +83,54 @@ def command_line(
     if not argv:
         raise UsageError("the image has no command", hint="give one after the image's name")
     return tuple(argv)
+
+
+def show_usage(
+    builder: Obtained,
+    places: Places,
+    settings: Settings,
+    *,
+    scripts_url: str | None,
+    destination: str | None,
+    environment: Mapping[str, str],
+    isolation: str | None,
+    cwd: Path,
+    download: Download | None,
+) -> int:
+    """Runs a builder's usage script with our own standard streams; its exit code.
+
+    Nothing is kept of it, where upstream commits an image. Raises `ScriptsError` without one.
+    """
+    runtime = builder.image.config.runtime
+    contract = read_contract(builder.image.config)
+    with session(places.store, settings) as here:
+        (here.directory / "scripts").mkdir()
+        scripts = resolve(
+            contract.scripts_url,
+            scripts_url_flag=scripts_url,
+            source=None,
+            into=here.directory / "scripts",
+            wanted=("usage",),
+            optional=(),
+            destination=destination or contract.destination,
+            cwd=cwd,
+            report=places.report,
+            download=download,
+        )
+        layers = unpack_layers(
+            builder.image, places.store, here.agent, places.report, size_limit=settings.layer_limit
+        )
+        mounts = here.network_files()
+        rootfs = prepare(here.agent, here.directory, layers, mounts)
+        identity = identify(runtime.user, rootfs)
+        script = scripts["usage"]
+        check_script(script, builder.name, rootfs)
+        if script.file is not None:
+            rootfs.put_file(script.file, script.path_in_image, identity.uid, identity.gid, 0o755)
+        directory = runtime.working_dir or "/"
+        make_working_directory(directory, rootfs)
+        rootfs.mount()
+        merged = merge_environment(runtime.env, environment)
+        run = Job((script.path_in_image,), identity, directory, merged).spec(Surroundings(mounts))
+        check_interpreter(run, rootfs)
+        return here.runner(isolation).run(rootfs, run, Stdio()).exit_code

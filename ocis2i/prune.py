@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.errors import OutputError
+from ocis2i.events import Notice, Report
 from ocis2i.reference import Digest
 from ocis2i.session import dead_builds, remove_leftovers
 from ocis2i.settings import Settings
@@ -41,7 +42,7 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
         used = store.referenced()
         blobs = [path for path in _blobs(store) if _digest(path) not in used]
         layers = [path for path in _layers(store) if _digest(path) not in used]
-        leftovers = sorted((store.root / "tmp").iterdir())
+        leftovers = [*sorted((store.root / "tmp").iterdir()), *store.stale_artifacts()]
         size = sum(path.stat().st_size for path in blobs)
         for path in blobs:
             path.unlink()
@@ -49,6 +50,22 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
             path.unlink()
         _remove([*dead, *layers, *leftovers], search_path)
         return Pruned(len(dead), len(blobs), len(layers), len(leftovers), size)
+
+
+def discard(store: Store, digest: Digest, report: Report) -> None:
+    """Frees what an image that nothing refers to any more has alone.
+
+    While somebody else uses the store, that is left to the next `prune`.
+    """
+    with store.alone() as alone:
+        manifest = store.blob_path(digest)
+        if not alone or not manifest.exists():
+            report(Notice("info", f"the previous image `{digest}` is left to `ocis2i prune`"))
+            return
+        used = store.referenced()
+        blobs = store.reached(digest)
+        for blob in blobs - used:
+            store.blob_path(blob).unlink(missing_ok=True)
 
 
 def _remove(paths: list[Path], search_path: str | None) -> None:

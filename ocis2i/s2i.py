@@ -190,6 +190,34 @@ def parse_variable(text: str) -> tuple[str, str]:
     return name, value
 
 
+def parse_variable_file(text: str, name: str) -> dict[str, str]:
+    """Reads the file of `--environment-file`: lines of `NAME=VALUE`; `#` and `//` begin comments.
+
+    Lines without `=` are passed over, of a name written twice the last counts. Raises `UsageError`.
+    """
+    if "\0" in text:
+        raise UsageError(f"`{name}` holds a NUL byte", hint="is it a text file?")
+    values: dict[str, str] = {}
+    for line in map(str.strip, text.split("\n")):
+        if line.startswith(("#", "//")) or not line:
+            continue
+        variable, equals, value = (part.strip() for part in line.partition("="))
+        if equals and variable:
+            values[variable] = value
+    return values
+
+
+def absolute_flag(path: str | None, flag: str) -> str | None:
+    """The value of a flag that names a path in the image; raises `UsageError`."""
+    if path is None:
+        return None
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{flag} is `{path}`", hint="it must be an absolute path in the image")
+    if _as_utf8(path) != path:
+        raise UsageError(f"{flag} is `{path}`", hint="an image config holds UTF-8 alone")
+    return path.rstrip("/") or "/"
+
+
 def merge_environment(image_env: Sequence[str], *layers: Mapping[str, str]) -> tuple[str, ...]:
     """The environment of the result: the user's variables first, then the image's others.
 
@@ -222,19 +250,21 @@ def result_config(
     run_script: str,
     environment: Sequence[str],
     labels: Mapping[str, str],
+    keep_entrypoint: bool = False,
 ) -> RuntimeConfig:
     """How a container of the result starts: `Cmd` is the run script alone, no `Entrypoint`.
 
-    `User`, `WorkingDir`, ports, volumes, stop signal, health check and unknown fields are the
-    base's; `OnBuild` and Docker's container-only fields are dropped. Raises `ScriptsError` when
-    `run_script` is not an absolute path.
+    `keep_entrypoint` leaves the base's, as upstream does. `User`, `WorkingDir`, ports, volumes,
+    stop signal, health check and unknown fields are the base's; `OnBuild` and Docker's
+    container-only fields are dropped. Raises `ScriptsError` when `run_script` is not an absolute
+    path.
     """
     if not run_script.startswith("/"):
         raise ScriptsError(f"the run script `{run_script}` is not an absolute path in the image")
     return replace(
         base,
         cmd=(run_script,),
-        entrypoint=None,
+        entrypoint=base.entrypoint if keep_entrypoint else None,
         env=tuple(environment),
         labels=dict(labels),
         on_build=(),

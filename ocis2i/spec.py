@@ -5,19 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 from ocis2i.compression import Compression
-from ocis2i.errors import UsageError
+from ocis2i.container_options import HostEntry
 from ocis2i.images import PullPolicy
+from ocis2i.mappings import PathPair
 from ocis2i.outputs import Output
 from ocis2i.reference import Location, Platform, Reference
-from ocis2i.runner import BindMount
+from ocis2i.runner import BindMount, Network
 from ocis2i.sources import Source
+from ocis2i.uids import UidRanges
 
-_ACCESS = {"ro": True, "rw": False}
-# SELinux labels and propagation: nothing to do without SELinux, and private is the only way here.
-_MEANINGLESS = frozenset({"z", "Z", "private", "rprivate", "rbind", "bind", "nosuid", "nodev"})
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSpec:
+    """A result on another image than the builder: only `artifacts` travel.
+
+    Without `artifacts` the label of the runtime image names them. `run_nothing` leaves out its
+    assemble-runtime script.
+    """
+
+    image: Location
+    artifacts: tuple[PathPair, ...] = ()
+    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    user: str | None = None
+    run_nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSpec:
+    """What a build gets and its image must not have.
+
+    `environment` is for the scripts of the build alone. `keep_names`: injected files are in the
+    image, empty.
+    """
+
+    injections: tuple[PathPair, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    host_mirrors: bool = False
+    keep_names: bool = True
+    allow_leaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +65,26 @@ class BuildSpec:
     platform: Platform | None = None
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: SecretSpec = field(default_factory=SecretSpec)
     mounts: tuple[BindMount, ...] = ()
+    cap_drop: frozenset[str] = frozenset()
+    network: Network = "host"
+    add_hosts: tuple[HostEntry, ...] = ()
     scripts_url: str | None = None
     destination: str | None = None
     assemble_user: str | None = None
+    allowed_uids: UidRanges = field(default_factory=UidRanges)
+    ignore_onbuild: bool = False
+    via_entrypoint: bool = False
     description: str | None = None
     application_name: str | None = None
+    incremental: bool = False
+    previous_pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
+    runtime: RuntimeSpec | None = None
+    keep_entrypoint: bool = False
+    prune_upload: bool = False
+    save_upload: bool = False
     clamp_seconds: int | None = None
     compression: Compression = Compression.GZIP
     compression_level: int | None = None
     isolation: str | None = None
-
-
-def parse_volume(text: str) -> BindMount:
-    """Reads `SOURCE:TARGET[:OPTIONS]` as `docker run -v` has it; `SOURCE` must exist.
-
-    Raises `UsageError`.
-    """
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise UsageError(
-            f"invalid volume `{text}`", hint="write it as /on/the/host:/in/the/container[:ro]"
-        )
-    source, target = Path(parts[0]), parts[1]
-    if not target.startswith("/") or target == "/":
-        raise UsageError(f"invalid volume `{text}`: `{target}` must be an absolute path below `/`")
-    if not source.is_absolute():
-        raise UsageError(
-            f"invalid volume `{text}`: `{source}` is not an absolute path",
-            hint="there are no named volumes without a daemon; name a directory or file",
-        )
-    if not source.exists():
-        raise UsageError(f"invalid volume `{text}`: there is no `{source}` on this host")
-    read_only = False
-    for option in parts[2].split(",") if len(parts) == 3 else ():
-        if option in _ACCESS:
-            read_only = _ACCESS[option]
-        elif option not in _MEANINGLESS:
-            raise UsageError(
-                f"invalid volume `{text}`: the option `{option}` is not known",
-                hint="there are ro, rw, and z and Z, which mean nothing here",
-            )
-    return BindMount(str(source.resolve()), target, read_only, source.is_dir())

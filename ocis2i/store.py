@@ -13,6 +13,7 @@ uses the store holds its lock shared, `prune` alone holds it exclusively.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ from ocis2i.fs import Lock, explain, locked, sync_directory, write_atomic
 from ocis2i.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
+    OCI_MANIFEST,
     Descriptor,
     Encoded,
     Index,
@@ -43,6 +45,8 @@ from ocis2i.manifest import (
 from ocis2i.reference import Digest, Reference
 
 REF_NAME = "org.opencontainers.image.ref.name"
+# Of an entry of the store's index: the repository that has layers which the store lacks.
+ORIGIN = "io.ocis2i.layers-from"
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -238,19 +242,33 @@ class Store:
                 return self.manifest(image.descriptor)
         return None
 
+    def origin(self, digest: Digest) -> Reference | None:
+        """The repository that has the layers of an image which the store may lack."""
+        for image in self.images():
+            if image.descriptor.digest == digest and ORIGIN in image.descriptor.annotations:
+                return Reference.parse(image.descriptor.annotations[ORIGIN])
+        return None
+
     def manifest(self, descriptor: Descriptor) -> Manifest | Index:
         """Reads a manifest or index by its descriptor."""
         return decode_manifest(read_document(self, descriptor), descriptor.media_type)
 
-    def put_image(self, encoded: Encoded, name: str) -> None:
-        """Stores manifest and config and lets `name` point at them; blobs must be there."""
-        self.add_document(encoded.config, encoded.config_descriptor)
-        self.put_manifest(encoded.manifest, encoded.descriptor, name)
+    def put_image(self, encoded: Encoded, name: str, origin: Reference | None = None) -> None:
+        """Stores manifest and config and lets `name` point at them.
 
-    def put_manifest(self, raw: bytes, descriptor: Descriptor, name: str) -> None:
+        The layers must be there, or in the repository `origin`, which is remembered then.
+        """
+        self.add_document(encoded.config, encoded.config_descriptor)
+        self.put_manifest(encoded.manifest, encoded.descriptor, name, origin)
+
+    def put_manifest(
+        self, raw: bytes, descriptor: Descriptor, name: str, origin: Reference | None = None
+    ) -> None:
         """Stores a manifest as it is and lets `name` (when not empty) point at it."""
         self.add_document(raw, descriptor)
         annotations = {REF_NAME: name} if name else {}
+        if origin:
+            annotations[ORIGIN] = str(origin)
         plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations)
 
         def change(images: list[StoredImage]) -> list[StoredImage]:
@@ -299,8 +317,17 @@ class Store:
 
     def referenced(self) -> set[Digest]:
         """Every blob that an entry reaches, and the diff_ids of every image."""
+        return self._reached([image.descriptor for image in self.images()])
+
+    def reached(self, digest: Digest) -> set[Digest]:
+        """Every blob that one manifest reaches, itself included, and its image's diff_ids."""
+        path = self.blob_path(digest)
+        document = parse_json(path.read_bytes(), "a manifest of the store")
+        media_type = str(document.get("mediaType", OCI_MANIFEST))
+        return self._reached([Descriptor(media_type, digest, path.stat().st_size)])
+
+    def _reached(self, todo: list[Descriptor]) -> set[Digest]:
         found: set[Digest] = set()
-        todo = [image.descriptor for image in self.images()]
         while todo:
             descriptor = todo.pop()
             if descriptor.digest in found:
@@ -319,6 +346,29 @@ class Store:
         rootfs = config.get("rootfs", {})
         found.update(Digest.parse(text) for text in rootfs.get("diff_ids", []))
         return (manifest.config, *manifest.layers)
+
+    # --- artifacts of incremental builds ---
+
+    def artifacts_path(self, name: str, key: str) -> Path:
+        """Where the artifacts saved by a build of the image `name` are, or would be."""
+        return self.root / "artifacts" / f"{artifacts_prefix(name)}{key}.tar"
+
+    def keep_artifacts(self, name: str, key: str, file: BinaryIO) -> None:
+        """Makes a scratch file the artifacts of `name`, instead of those that were there."""
+        target = self.artifacts_path(name, key)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            file.flush()
+            os.fdatasync(file.fileno())
+            Path(str(file.name)).replace(target)
+        except OSError as error:
+            raise explain(error, "the artifacts cannot be kept") from error
+
+    def stale_artifacts(self) -> list[Path]:
+        """Artifacts of images that the store has no more."""
+        known = tuple(artifacts_prefix(image.name) for image in self.images() if image.name)
+        found = sorted((self.root / "artifacts").glob("*.tar"))
+        return [path for path in found if not path.name.startswith(known)]
 
     # --- unpacked layers ---
 
@@ -390,6 +440,11 @@ class Store:
             yield path, lock
         finally:
             lock.release()
+
+
+def artifacts_prefix(name: str) -> str:
+    """How the files of an image's artifacts begin."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
 
 
 def _version_of(marker: Path) -> object:

@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
-errors reference manifest s2i settings events runner
-syscalls fs proc net
-blobs tar layers compression agent archives
-store auth registry transfer outputs images sources scripts isolation unpack rootfs session
-spec build launch prune
-report documents cli __main__
+errors reference manifest s2i mappings confidential settings events runner uids
+syscalls fs proc net container_options
+blobs leaks mirrors tar layers compression agent archives
+store auth registry transfer outputs images sources injections scripts download callback
+isolation volumes unpack rootfs artifacts session
+rebuild s2ifile scaffold spec hidden container incremental extended build launch prune
+dockerfile export report documents completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.
@@ -30,8 +31,8 @@ ONLY_IN = {
     "requests": {"net", "registry", "auth"},
     "urllib3": {"net", "registry", "auth"},
     "zstandard": {"compression"},
-    "typer": {"cli"},
-    "rich": {"cli", "report"},
+    "typer": {"cli", "commands", "completion"},
+    "rich": {"report"},
 }
 
 LONGEST_MODULE_LINES = 800

@@ -8,7 +8,7 @@ import pytest
 
 from ocis2i.errors import UsageError
 from ocis2i.runner import BindMount
-from ocis2i.spec import parse_volume
+from ocis2i.volumes import parse_volume
 
 
 def test_a_directory_is_mounted_writable(tmp_path: Path) -> None:

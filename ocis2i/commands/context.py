@@ -1,0 +1,145 @@
+"""What every command works with, made of the environment, the clock and its common flags."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ocis2i.auth import Keychain
+from ocis2i.build import Tools
+from ocis2i.callback import notify
+from ocis2i.commands.flags import RegistryFlags, StoreFlags, TalkFlags
+from ocis2i.download import ScriptDownloads
+from ocis2i.errors import UsageError
+from ocis2i.events import Report
+from ocis2i.images import Places
+from ocis2i.net import Http
+from ocis2i.registry import Registry
+from ocis2i.report import Lines, Quiet, Recorder
+from ocis2i.scripts import Download
+from ocis2i.settings import Settings
+from ocis2i.store import Store
+
+
+class ReaderGoneError(Exception):
+    """Nobody reads our output any more. Typer would end with 1 for the operating system's own."""
+
+
+class State:
+    """What the outermost function has to know of the command that ran: for its failure."""
+
+    root: str | None = None
+    log_level: int = 0
+    docker_only: tuple[str, ...] = ()
+    recorder: Recorder | None = None
+    as_json = False
+
+    @classmethod
+    def reset(cls) -> None:
+        """As before any command."""
+        cls.root, cls.log_level, cls.docker_only = None, 0, ()
+        cls.recorder, cls.as_json = None, False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The tools of one command."""
+
+    tools: Tools
+    recorder: Recorder
+    tls_verify: bool = True
+
+    @property
+    def store(self) -> Store:
+        """Where images are kept."""
+        return self.tools.store
+
+    @contextmanager
+    def web(self) -> Iterator[Web]:
+        """A way to servers that are no registries, closed at the end."""
+        http = Http(self.tools.settings.environment, tls_verify=self.tls_verify)
+        try:
+            yield Web(http, self.recorder, ScriptDownloads(http, self.recorder))
+        finally:
+            http.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """Scripts from servers, and messages to them."""
+
+    http: Http
+    report: Report
+    download: Download
+
+    def call_back(self, url: str, *, success: bool, labels: Mapping[str, str]) -> tuple[str, ...]:
+        """Tells `url` how the build ended; the messages about it, which are no errors."""
+        return notify(url, success=success, labels=labels, http=self.http, report=self.report)
+
+
+@contextmanager
+def context(flags: StoreFlags) -> Iterator[Context]:
+    """Makes the tools and closes them. Raises `UsageError`, or what opening the store raises."""
+    State.as_json = bool(getattr(flags, "as_json", False))
+    talk = flags if isinstance(flags, TalkFlags) else TalkFlags()
+    registries = flags if isinstance(flags, RegistryFlags) else RegistryFlags()
+    settings = Settings.from_environ(os.environ, root=flags.root or State.root)
+    level = max(talk.log_level, State.log_level)
+    show = Quiet(sys.stderr) if talk.quiet else Lines(sys.stderr, log_level=level)
+    recorder = Recorder(show, lambda: datetime.now(UTC))
+    State.recorder = recorder
+    _warn_of_docker(flags, recorder)
+    authfile = Path(registries.authfile) if registries.authfile else None
+    keychain = Keychain(settings.environment, authfile=authfile)
+    store = Store.open(settings.store_root)
+    with Registry(
+        keychain,
+        environment=settings.environment,
+        tls_verify=registries.tls_verify,
+        report=recorder,
+    ) as registry:
+        places = Places(store, registry, recorder)
+        try:
+            try:
+                tools = Tools(
+                    settings, places, recorder, working_directory(), stdin=sys.stdin.buffer
+                )
+                yield Context(tools, recorder, registries.tls_verify)
+            finally:
+                show.close()
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+
+
+def _warn_of_docker(flags: StoreFlags, recorder: Recorder) -> None:
+    given = [*State.docker_only, *flags.docker_only()]
+    if given:
+        recorder.warn(f"{', '.join(given)}: ignored, ocis2i uses no Docker daemon")
+
+
+def working_directory() -> Path:
+    """The current directory; raises `UsageError` when it was removed."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise UsageError(
+            f"there is no current directory: {error.strerror}", hint="change to one that exists"
+        ) from error
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on standard output."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # a path that is no UTF-8, or a terminal that is not
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(text + "\n")

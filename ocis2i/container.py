@@ -1,0 +1,193 @@
+"""One container of a build: who runs in an image's tree, where, and with which environment."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ocis2i.errors import ImageError, ScriptError, ScriptsError
+from ocis2i.events import Report, ScriptOutput
+from ocis2i.images import Obtained, Places, complete
+from ocis2i.isolation.ids import MAPPED_IDS
+from ocis2i.rootfs import Rootfs
+from ocis2i.runner import HOSTNAME, BindMount, Network, Runner, RunResult, RunSpec, Stdio
+from ocis2i.s2i import Identity, resolve_user
+from ocis2i.scripts import ScriptPlace
+from ocis2i.session import Session
+from ocis2i.settings import Settings
+from ocis2i.store import LayerRecord
+from ocis2i.unpack import unpack_layers
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all containers of a build have alike."""
+
+    mounts: tuple[BindMount, ...] = ()
+    cap_drop: frozenset[str] = frozenset()
+    network: Network = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A script to run in a container: its command line, as whom, where, and with what."""
+
+    argv: tuple[str, ...]
+    identity: Identity
+    cwd: str
+    environment: tuple[str, ...]
+    more: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[BindMount, ...] = ()
+
+    def spec(self, around: Surroundings) -> RunSpec:
+        """As an executor takes it."""
+        return RunSpec(
+            argv=self.argv,
+            environment=process_environment(self.environment, self.identity, self.more),
+            cwd=self.cwd,
+            identity=self.identity,
+            mounts=(*around.mounts, *self.mounts),
+            cap_drop=around.cap_drop,
+            network=around.network,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a build happens: its session, its executor, and what all its containers share."""
+
+    here: Session
+    runner: Runner
+    around: Surroundings
+    places: Places
+    settings: Settings
+    report: Report
+
+    def unpack(self, image: Obtained) -> tuple[LayerRecord, ...]:
+        """The unpacked layers of an image, those fetched first that the store lacks."""
+        complete(image, self.places)
+        return unpack_layers(
+            image.image,
+            self.places.store,
+            self.here.agent,
+            self.report,
+            size_limit=self.settings.layer_limit,
+        )
+
+
+def identify(user: str, rootfs: Rootfs) -> Identity:
+    """Looks a user up in the image's own passwd and group files.
+
+    Raises `ImageError` for one that is not there, or whose ids no container here can have.
+    """
+    found = resolve_user(
+        user, rootfs.read_text("/etc/passwd") or "", rootfs.read_text("/etc/group") or ""
+    )
+    largest = max(found.uid, found.gid, *found.groups)
+    if largest >= MAPPED_IDS:
+        raise ImageError(
+            f"user `{user}` has the id {largest}, and containers have those up to {MAPPED_IDS - 1}",
+            hint="choose another user with --assemble-user, or with --user of `ocis2i run`",
+        )
+    return found
+
+
+def make_working_directory(cwd: str, rootfs: Rootfs) -> None:
+    """Makes a `WORKDIR` that the image lacks, as Docker does when it makes a container."""
+    if "\0" in cwd:
+        raise ImageError(f"the working directory `{cwd}` of the image has a zero byte")
+    mode = rootfs.modes([cwd])[0]
+    if mode is None:
+        rootfs.make_directory(cwd)
+    elif not stat.S_ISDIR(mode):
+        raise ImageError(f"the working directory `{cwd}` is no directory in the image")
+
+
+def process_environment(
+    environment: tuple[str, ...], identity: Identity, more: Mapping[str, str]
+) -> tuple[str, ...]:
+    """`environment` with what an engine adds: `PATH`, `HOME` and `HOSTNAME` where missing.
+
+    `more` is for this process alone and wins. What an image has as a name alone is not set, as
+    Docker has it.
+    """
+    entries = {
+        name: entry
+        for entry in environment
+        if (name := entry.partition("=")[0]) and "=" in entry and name not in more
+    }
+    added = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": HOSTNAME}
+    defaults = tuple(f"{name}={value}" for name, value in added.items() if name not in entries)
+    extra = tuple(f"{name}={value}" for name, value in more.items())
+    kept = tuple(entries.values())
+    return (*kept, *(one for one in defaults if one.partition("=")[0] not in more), *extra)
+
+
+def check_script(place: ScriptPlace, image: str, rootfs: Rootfs) -> None:
+    """A script that `image` is said to bring must be in it; raises `ScriptsError`."""
+    if place.file is not None:
+        return
+    mode = rootfs.modes([place.path_in_image])[0]
+    if mode is None or not stat.S_ISREG(mode):
+        raise ScriptsError(
+            f"the image `{image}` has no script `{place.path_in_image}`",
+            hint=f"put one into .s2i/bin/{place.name} of the source, or name the place of the "
+            "image's scripts with --scripts-url image:///DIRECTORY",
+        )
+    if not mode & 0o111:
+        raise ScriptsError(
+            f"the script `{place.path_in_image}` of the image `{image}` is not executable"
+        )
+
+
+def check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
+    """A script whose first line names a program that is not there fails without a word why."""
+    path = run.argv[0]
+    first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
+    words = first.removeprefix("#!").split() if first.startswith("#!") else []
+    if not words:
+        return
+    program = words[0]
+    # What the user mounts is not there yet.
+    mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
+    if not mounted and rootfs.modes([program])[0] is None:
+        raise ScriptError(
+            f"the script `{path}` needs `{program}`, which the image does not have",
+            script_exit_code=127,
+            hint="change its first line, or add the program to the image",
+        )
+
+
+def run_script(
+    site: Site, rootfs: Rootfs, job: Job, *, reason: str = "AssembleFailed"
+) -> RunResult:
+    """Runs a script whose failure ends the build; raises `ScriptError` with its exit code."""
+    run = job.spec(site.around)
+    check_interpreter(run, rootfs)
+    stdio = Stdio(lambda stream, line: site.report(ScriptOutput(stream, line)))
+    result = site.runner.run(rootfs, run, stdio)
+    if result.exit_code:
+        raise ScriptError(
+            f"`{run.argv[-1]}` failed with {describe_exit(result.exit_code)}",
+            script_exit_code=result.exit_code,
+            hint=f"it ran as {run.identity.uid}:{run.identity.gid} in `{run.cwd}`; "
+            "its output above says more",
+            reason=reason,
+        )
+    return result
+
+
+_EXITS = {
+    126: "126: something in it is not executable",
+    127: "127: a command that it uses is missing in the builder",
+    137: "137: it was killed, often for want of memory",
+    143: "143: it was terminated",
+}
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    return f"exit code {_EXITS.get(code, code)}"
