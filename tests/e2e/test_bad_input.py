@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs
+from tests.contract import better, same
 from tests.fakes.docker_registry import HTPASSWD, USER, docker_registry, registry_program
 from tests.fakes.images import ASSEMBLE, SCRIPTS, Layer, busybox_builder, make_index, make_layout
 from tests.fakes.judges import validate_layout
@@ -431,6 +432,13 @@ CASES = [
 ]  # fmt: skip
 
 
+@better("cli.invalid-tag", "ends with 2")
+@better("cli.unknown-flag", "ends with 2")
+@same("source.unknown-ref")
+@same("source.empty-repository")
+@better("exit.empty-repository", "3")
+@better("exit.usage", "2")
+@same("image.tag-with-digest")
 @pytest.mark.sandbox
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_clear_error_and_nothing_half_written(

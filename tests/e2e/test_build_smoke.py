@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import better, same
 from tests.fakes.program import Program
 
 
+@same("build")
+@same("exit.success")
+@same("source.directory-without-git")
+@same("cli.short-names")
 @pytest.mark.sandbox
 @pytest.mark.parametrize("isolation", ["runc", "builtin"])
 def test_source_becomes_an_image_that_runs(
@@ -23,6 +28,8 @@ def test_source_becomes_an_image_that_runs(
     assert page.out == "hello from the source\n"
 
 
+@better("image.untagged", "its digest is the result")
+@better("cli.tag-is-optional", "the digest is on standard output")
 @pytest.mark.sandbox
 def test_both_executors_make_the_same_image(ocis2i: Program, builder: str, source: Path) -> None:
     digests = {

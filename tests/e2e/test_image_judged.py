@@ -23,6 +23,7 @@ import zstandard
 
 from ocis2i.reference import Digest
 from tests.conftest import needs
+from tests.contract import better, same
 from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
 from tests.fakes.images import (
     BUSYBOX,
@@ -399,12 +400,14 @@ def test_layer_holds_exactly_what_assemble_changed(judged: Judged) -> None:
     assert set(top_layer(judged.output)) == CHANGED
 
 
+@same("image.nothing-of-the-engine")
 def test_nothing_of_ours_is_in_the_layer(judged: Judged) -> None:
     names = set(top_layer(judged.output))
     for ours in (*NOT_THE_IMAGES, ".dockerenv", "etc", "run", "etc/hostname"):
         assert not {name for name in names if name == ours or name.startswith(f"{ours}/")}
 
 
+@same("image.deletions")
 def test_every_whiteout_is_for_something_in_the_base(judged: Judged) -> None:
     base = judged.tree_in_container(f"oci:{judged.builder}:builder:latest")
     for name in top_layer(judged.output):
@@ -429,6 +432,7 @@ def test_hard_links_are_links_in_the_layer(judged: Judged) -> None:
     assert members["data/linked-1"].isreg()
 
 
+@same("image.one-layer")
 def test_exactly_one_layer_is_added_and_the_base_is_left_alone(judged: Judged) -> None:
     base, result = manifest_of(judged.builder), manifest_of(judged.output)
     assert result["layers"][:-1] == base["layers"]
@@ -439,6 +443,8 @@ def test_exactly_one_layer_is_added_and_the_base_is_left_alone(judged: Judged) -
     assert len(config["history"]) == len(config["rootfs"]["diff_ids"])
 
 
+@better("output.machine-readable", "`--json`")
+@better("result.document", "`--json`")
 def test_result_document_agrees_with_the_image(judged: Judged) -> None:
     layers = manifest_of(judged.output)["layers"]
     assert [layer["digest"] for layer in judged.result["layers"]] == [
@@ -659,6 +665,7 @@ def builder_layers() -> list[Layer]:
     return [busybox_layer(), scripts_layer(scripts)]
 
 
+@better("cli.transports", "`docker-archive:`, `oci-archive:` and `oci:` too")
 @pytest.mark.parametrize("style", ["classic", "flat", "oci"])
 def test_docker_archive_serves_as_builder(
     ocis2i: Program, source: Path, tmp_path: Path, style: Literal["classic", "flat", "oci"]
@@ -674,6 +681,7 @@ def test_docker_archive_serves_as_builder(
     assert_runs(ocis2i, "app:1")
 
 
+@better("cli.transports", "`docker-archive:`, `oci-archive:` and `oci:` too")
 @pytest.mark.parametrize("gzipped", [False, True])
 def test_oci_archive_serves_as_builder(
     ocis2i: Program, source: Path, tmp_path: Path, gzipped: bool
@@ -815,6 +823,7 @@ def test_second_push_sends_nothing(
     assert " done " not in again.err
 
 
+@better("image.push", "`--push`")
 @pytest.mark.registry
 @needs("skopeo")
 def test_pushed_image_is_what_is_in_the_store(

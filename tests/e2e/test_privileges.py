@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
+from tests.contract import same
 from tests.fakes.docker_registry import HTPASSWD, PASSWORD, USER, docker_registry, registry_program
 from tests.fakes.images import busybox_builder
 from tests.fakes.program import Program
@@ -207,6 +208,8 @@ def test_agent_starts_with_an_empty_environment(
         assert "Traceback" not in done.stderr
 
 
+@same("credentials.auths")
+@same("security.secrets")
 @pytest.mark.sandbox
 @pytest.mark.registry
 def test_passwords_are_nowhere_to_be_seen(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs
+from tests.contract import better
 from tests.fakes.images import BUSYBOX, busybox_builder
 from tests.fakes.program import ARGV, Program, program
 
@@ -187,6 +188,7 @@ def test_same_layer_from_two_clones(ocis2i: Program, noisy: str, tmp_path: Path)
     assert configs[0] == configs[1]
 
 
+@better("image.created", "`SOURCE_DATE_EPOCH` and `--timestamp` say another time")
 def test_epoch_is_the_latest_time_in_the_image(ocis2i: Program, noisy: str, tmp_path: Path) -> None:
     make_source(tmp_path)
     digest = build(ocis2i, tmp_path, noisy, SOURCE_DATE_EPOCH=EPOCH)

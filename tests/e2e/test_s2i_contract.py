@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs
+from tests.contract import better, refused, same
 from tests.fakes.images import (
     BUSYBOX,
     HOME,
@@ -184,12 +185,15 @@ def bench(shared: Program, tmp_path: Path) -> Bench:
 # --- which scripts ----------------------------------------------------------------------------
 
 
+@same("io.openshift.s2i.scripts-url")
+@same("scripts.url-image")
 def test_scripts_of_the_image_are_run_where_they_are(bench: Bench) -> None:
     done = bench.build(bench.source(), bench.builder())
     assert facts(done)["script"] == "/usr/libexec/s2i/assemble"
     assert bench.config["Cmd"] == ["/usr/libexec/s2i/run"]
 
 
+@same("scripts.order")
 def test_each_script_is_looked_for_by_itself(bench: Bench) -> None:
     source = bench.source({".s2i/bin/assemble": '#!/bin/sh\necho "script: $0"\n'})
     done = bench.build(source, bench.builder())
@@ -197,6 +201,10 @@ def test_each_script_is_looked_for_by_itself(bench: Bench) -> None:
     assert bench.config["Cmd"] == ["/usr/libexec/s2i/run"]
 
 
+@same("scripts.moved-and-executable")
+@same("s2i-directory.other-files")
+@same("image.scripts-stay")
+@same("image.leftovers")
 def test_run_script_of_the_source_stays_in_the_image(bench: Bench) -> None:
     source = bench.source({".s2i/bin/run": "#!/bin/sh\necho mine\n", ".s2i/bin/other": "other\n"})
     bench.build(source, bench.builder())
@@ -208,6 +216,8 @@ def test_run_script_of_the_source_stays_in_the_image(bench: Bench) -> None:
     assert listed == "/tmp/scripts:\nrun\n\n/tmp/src/.s2i/bin:\nother\n"
 
 
+@same("--scripts-url")
+@same("scripts.image-url-hides-source")
 def test_scripts_url_inside_the_image_beats_the_source(bench: Bench) -> None:
     other = Layer().dir("other").file("other/assemble", TELL, mode=0o755)
     other.file("other/run", RUN, mode=0o755)
@@ -218,6 +228,8 @@ def test_scripts_url_inside_the_image_beats_the_source(bench: Bench) -> None:
     assert bench.config["Cmd"] == ["/other/run"]
 
 
+@same("scripts.url-file")
+@same("scripts.some-at-url")
 def test_scripts_url_on_the_host_beats_the_source_for_what_it_has(bench: Bench) -> None:
     scripts = bench.directory / "scripts"
     scripts.mkdir()
@@ -230,6 +242,7 @@ def test_scripts_url_on_the_host_beats_the_source_for_what_it_has(bench: Bench) 
     assert bench.in_image() == "source\n"
 
 
+@better("scripts.careless-urls", "`image://usr/x` means `/usr/x`")
 @pytest.mark.parametrize("url", ["image:///usr/libexec/s2i/", "image://usr/libexec/s2i"])
 def test_careless_scripts_urls_of_images_are_understood(bench: Bench, url: str) -> None:
     builder = bench.builder(labels={"io.openshift.s2i.scripts-url": url})
@@ -238,6 +251,8 @@ def test_careless_scripts_urls_of_images_are_understood(bench: Bench, url: str) 
     assert bench.labels["io.openshift.s2i.scripts-url"] == url
 
 
+@same("io.s2i.scripts-url")
+@same("STI_SCRIPTS_URL")
 @pytest.mark.parametrize("kind", ["label", "variable"])
 def test_outdated_promises_of_a_builder_count_with_a_warning(bench: Bench, kind: str) -> None:
     url = "image:///usr/libexec/s2i"
@@ -251,6 +266,9 @@ def test_outdated_promises_of_a_builder_count_with_a_warning(bench: Bench, kind:
     assert "deprecated" in done.err
 
 
+@better("scripts.required", "looked for in the image before anything runs")
+@better("scripts.missing", "one error that names the path")
+@better("exit.missing-script", "4")
 def test_missing_script_of_the_image_is_one_clear_error(bench: Bench) -> None:
     builder = bench.builder({"run": None})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag)
@@ -268,6 +286,12 @@ def test_scripts_over_http_are_refused_by_name(bench: Bench) -> None:
 # --- the config of the result -----------------------------------------------------------------
 
 
+@same("image.cmd")
+@better("image.entrypoint", "none, so that `Cmd` alone is what runs")
+@same("image.working-dir")
+@same("image.ports-volumes-signal-health")
+@same("image.dropped-fields")
+@better("assemble.entrypoint", "scripts are run directly")
 def test_cmd_is_the_run_script_alone_and_all_else_is_the_builders(bench: Bench) -> None:
     kept: Json = {
         "User": "1001",
@@ -287,11 +311,14 @@ def test_cmd_is_the_run_script_alone_and_all_else_is_the_builders(bench: Bench) 
     assert {name: config[name] for name in kept} == kept
 
 
+@same("image.user")
 def test_user_of_the_image_is_not_the_assemble_user(bench: Bench) -> None:
     bench.build(bench.source(), bench.builder(), "--assemble-user", "0")
     assert bench.config["User"] == "1001"
 
 
+@refused("onbuild", "there is no Dockerfile inside an image that could be run")
+@same("OnBuildForbidden")
 def test_onbuild_is_refused(bench: Bench) -> None:
     builder = bench.builder_with({"OnBuild": ["COPY . /src", "RUN make"]})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, "--json")
@@ -316,6 +343,12 @@ EQUALS=a=b
 """
 
 
+@same("--env")
+@same("env.order")
+@same("env.s2i-environment")
+@same("env.persisted")
+@better("env.duplicates", "each name once, with its last value")
+@same("image.env")
 def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Bench) -> None:
     source = bench.source({".s2i/environment": ENVIRONMENT})
     show = 'echo "seen: $IN_ALL $IN_TWO $ONLY_IMAGE $FROM_FILE $QUOTED $TWICE $EQUALS"'
@@ -338,6 +371,7 @@ def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Bench) 
     assert bench.in_image() == "run of the image: hi there\n"
 
 
+@better("env.s2i-environment", "lines that are skipped are counted in a warning")
 def test_lines_of_the_environment_file_that_are_none_are_counted_not_shown(bench: Bench) -> None:
     source = bench.source({".s2i/environment": "A=1\nsecret words\n"})
     done = bench.build(source, bench.builder())
@@ -345,6 +379,7 @@ def test_lines_of_the_environment_file_that_are_none_are_counted_not_shown(bench
     assert "secret words" not in done.err
 
 
+@same("env.invalid")
 @pytest.mark.parametrize("variable", ["NAME", "=value", ""])
 def test_variable_without_name_or_value_is_refused(bench: Bench, variable: str) -> None:
     builder = bench.builder()
@@ -392,6 +427,19 @@ def repository(tmp_path: Path) -> Repository:
     return git
 
 
+@same("--ref")
+@same("--context-dir")
+@same("--description")
+@same("source.git-context-dir")
+@same("io.k8s.description")
+@same("io.openshift.s2i.build.image")
+@same("io.openshift.s2i.build.commit.author")
+@same("io.openshift.s2i.build.commit.date")
+@same("io.openshift.s2i.build.commit.id")
+@same("io.openshift.s2i.build.commit.ref")
+@same("io.openshift.s2i.build.commit.message")
+@same("io.openshift.s2i.build.source-location")
+@same("io.openshift.s2i.build.source-context-dir")
 @needs("git")
 def test_labels_say_where_the_source_came_from(bench: Bench, repository: Repository) -> None:
     url = f"file://{repository.path}"
@@ -414,6 +462,7 @@ def test_labels_say_where_the_source_came_from(bench: Bench, repository: Reposit
     assert bench.in_image("ls", "-A", "/tmp/src") == "index.html\n"
 
 
+@same("--ref")
 @needs("git")
 @pytest.mark.parametrize("ref", ["v1", "commit"])
 def test_tag_and_commit_are_refs_too(bench: Bench, repository: Repository, ref: str) -> None:
@@ -423,6 +472,7 @@ def test_tag_and_commit_are_refs_too(bench: Bench, repository: Repository, ref: 
     assert bench.in_image("cat", "/tmp/src/web/index.html") == "of stable\n"
 
 
+@better("source.fragment", "it counts, and `--ref` beats it")
 @needs("git")
 def test_fragment_is_a_ref_and_the_flag_beats_it(bench: Bench, repository: Repository) -> None:
     url = f"file://{repository.path}#stable"
@@ -432,6 +482,8 @@ def test_fragment_is_a_ref_and_the_flag_beats_it(bench: Bench, repository: Repos
     assert bench.in_image("cat", "/tmp/src/web/index.html") == "of main\n"
 
 
+@same("--copy")
+@same("exclude.default")
 @needs("git")
 def test_local_clone_gives_committed_content_only(bench: Bench, repository: Repository) -> None:
     (repository.path / "web/index.html").write_text("not committed\n")
@@ -443,6 +495,10 @@ def test_local_clone_gives_committed_content_only(bench: Bench, repository: Repo
     assert "io.openshift.s2i.build.commit.id" not in bench.labels
 
 
+@same("--application-name")
+@same("io.k8s.display-name")
+@same("labels.inherited")
+@same("source.copy-labels")
 def test_names_in_labels_are_as_typed(bench: Bench) -> None:
     builder = bench.builder(labels={"io.k8s.display-name": "the builder", "vendor": "us"})
     bench.build(bench.source(), builder)
@@ -456,6 +512,9 @@ def test_names_in_labels_are_as_typed(bench: Bench) -> None:
 METADATA = "/tmp/.s2i/image_metadata.json"
 
 
+@same("labels.precedence")
+@same("metadata.labels")
+@same("metadata.stays")
 def test_labels_that_assemble_writes_win(bench: Bench) -> None:
     document = '{"labels": [{"vendor": "assemble", "a": "1"}, {"io.k8s.display-name": "mine"}]}'
     scripts = telling("mkdir /tmp/.s2i", f"echo '{document}' > {METADATA}")
@@ -466,6 +525,8 @@ def test_labels_that_assemble_writes_win(bench: Bench) -> None:
     assert "tmp/.s2i/image_metadata.json" in bench.layer
 
 
+@better("metadata.links", "what the link means inside the image counts")
+@same("security.metadata")
 @pytest.mark.parametrize("link", ["file", "directory"])
 def test_link_in_place_of_the_labels_never_reads_the_host(bench: Bench, link: str) -> None:
     secret = bench.directory / "secret"
@@ -480,6 +541,7 @@ def test_link_in_place_of_the_labels_never_reads_the_host(bench: Bench, link: st
     assert "stolen" not in bench.labels
 
 
+@better("metadata.invalid", "one error for whatever is wrong")
 @pytest.mark.parametrize(
     "document", ["not json", "[]", "{}", '{"labels": [{"a": 1}]}', '{"labels": {"a": "b"}}']
 )
@@ -491,6 +553,7 @@ def test_malformed_labels_fail_the_build(bench: Bench, document: str) -> None:
     assert "Traceback" not in done.err
 
 
+@same("labels.limit")
 def test_labels_have_a_limit_together(bench: Bench) -> None:
     builder = bench.builder(labels={"large": "x" * 10_000})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, "--description", "y" * 300)
@@ -501,6 +564,10 @@ def test_labels_have_a_limit_together(bench: Bench) -> None:
 # --- where source and scripts go --------------------------------------------------------------
 
 
+@same("--destination")
+@same("io.openshift.s2i.destination")
+@same("scripts.destination")
+@same("upload.layout")
 @pytest.mark.parametrize("kind", ["label", "flag", "both"])
 def test_destination_of_source_and_scripts(bench: Bench, kind: str) -> None:
     labels = {"io.openshift.s2i.destination": "/opt/label"} if kind != "flag" else {}
@@ -514,6 +581,7 @@ def test_destination_of_source_and_scripts(bench: Bench, kind: str) -> None:
     assert "tmp/src" not in bench.layer
 
 
+@refused("--destination opt/x", "a relative path means nothing in an image")
 def test_relative_destination_is_refused(bench: Bench) -> None:
     done = bench.ocis2i("build", bench.source(), bench.builder(), bench.tag, "-d", "opt/x")
     assert done.code == 2
@@ -531,6 +599,8 @@ def test_destination_through_a_link_stays_inside_the_image(bench: Bench) -> None
 # --- who runs assemble ------------------------------------------------------------------------
 
 
+@same("assemble.user-forms")
+@better("upload.owner", "the assemble user, root too")
 @pytest.mark.parametrize(
     ("user", "seen"),
     [
@@ -555,12 +625,16 @@ def test_user_of_the_image_in_every_form(bench: Bench, user: str, seen: str) -> 
     assert bench.config.get("User", "") == user
 
 
+@same("assemble.user-forms")
 def test_supplementary_groups_come_from_the_image(bench: Bench) -> None:
     group = Layer().dir("etc").file("etc/group", "root:x:0:\na:x:50:default\nb:x:60:x,default\n")
     done = bench.build(bench.source(), bench.builder(user="default", more_layers=[group]))
     assert facts(done)["groups"].split() == ["0", "50", "60"]
 
 
+@same("--assemble-user")
+@same("io.openshift.s2i.assemble-user")
+@same("assemble.user")
 @pytest.mark.parametrize(("flag", "seen"), [(None, "65534:0"), ("77:88", "77:88")])
 def test_assemble_user_of_flag_beats_label_beats_user(
     bench: Bench, flag: str | None, seen: str
@@ -578,6 +652,7 @@ def test_unknown_user_name_is_one_clear_error(bench: Bench) -> None:
     assert "no user `alice`" in done.err
 
 
+@same("assemble.environment")
 @pytest.mark.parametrize(
     ("user", "home"),
     [("0", "/root"), ("default", HOME), ("1001", HOME), ("4321", "/"), ("nobody", "/nonexistent")],
@@ -593,6 +668,9 @@ def test_home_comes_from_the_images_passwd(bench: Bench, user: str, home: str) -
 # --- the container of assemble ----------------------------------------------------------------
 
 
+@same("assemble.no-arguments")
+@same("assemble.working-directory")
+@same("assemble.shm")
 def test_assemble_starts_as_the_contract_says(bench: Bench) -> None:
     told = facts(bench.build(bench.source(), bench.builder()))
     assert told["arguments"] == "0"
@@ -604,6 +682,7 @@ def test_assemble_starts_as_the_contract_says(bench: Bench) -> None:
     assert told["hostname"]
 
 
+@same("assemble.source-is-writable")
 def test_source_can_be_moved_away_by_the_assemble_user(bench: Bench) -> None:
     source = bench.source({".hidden": "h", "sub/deep/file": "d"})
     (source / "sub").chmod(0o755)
@@ -613,6 +692,7 @@ def test_source_can_be_moved_away_by_the_assemble_user(bench: Bench) -> None:
     assert "tmp/src" not in bench.layer
 
 
+@same("assemble.source-is-writable")
 def test_empty_source_is_an_empty_writable_directory(bench: Bench) -> None:
     source = bench.directory / "nothing"
     source.mkdir()
@@ -620,6 +700,7 @@ def test_empty_source_is_an_empty_writable_directory(bench: Bench) -> None:
     assert bench.layer["tmp/src/x"].uid == 1001
 
 
+@same("assemble.working-directory")
 @pytest.mark.parametrize(("working_dir", "pwd"), [("/made/for/me", "/made/for/me"), ("", "/")])
 def test_working_directory_is_there(bench: Bench, working_dir: str, pwd: str) -> None:
     builder = bench.builder_with({"WorkingDir": working_dir})
@@ -633,6 +714,8 @@ def test_builder_without_a_tmp_gets_a_usable_one(bench: Bench) -> None:
     assert told["tmp"] == "1777"
 
 
+@better("assemble.missing-tar", "the source is put there from outside")
+@better("layered", "no second image is made")
 def test_builder_without_shell_and_tar_can_assemble(bench: Bench) -> None:
     if architecture() != "amd64":
         pytest.skip("the program of this test is machine code for amd64")
@@ -663,6 +746,7 @@ def mkdir_program(path: bytes) -> bytes:
     return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, address, address, size, size, 4096) + body
 
 
+@same("image.nothing-of-the-engine")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_names_are_resolved_as_on_the_host_and_nothing_of_it_is_kept(
     bench: Bench, isolation: str
@@ -696,6 +780,9 @@ def test_resolver_that_is_a_dangling_link_in_the_image_works(bench: Bench, isola
 # --- volumes ----------------------------------------------------------------------------------
 
 
+@same("--volume")
+@same("volume.not-committed")
+@same("volume.read-only")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_volumes_are_seen_and_are_not_in_the_image(bench: Bench, isolation: str) -> None:
     shared, fixed = bench.directory / "rw", bench.directory / "ro"
@@ -736,6 +823,7 @@ def test_volume_hides_what_the_image_has_there_for_the_build_only(bench: Bench) 
     assert bench.in_image("ls", "/cache") == "of-the-image\n"
 
 
+@same("volume.invalid")
 @pytest.mark.parametrize(
     "volume", ["relative:/x", "/nowhere/at/all:/x", "/:relative", "/", "/:/", "/:/x:odd", "::"]
 )
@@ -809,6 +897,7 @@ def test_output_comes_line_by_line_while_the_script_runs(bench: Bench, isolation
         assert log.end() == 0
 
 
+@better("output.streams", "the result alone is on standard output")
 def test_both_streams_are_shown_and_results_alone_are_on_stdout(bench: Bench) -> None:
     builder = bench.builder(telling("echo to stdout", "echo to stderr >&2", "printf 'a\\377b\\n'"))
     done = bench.build(bench.source(), builder)
@@ -819,12 +908,16 @@ def test_both_streams_are_shown_and_results_alone_are_on_stdout(bench: Bench) ->
     assert "@sha256:" in done.out
 
 
+@better("--quiet", "hides what is neither error nor warning")
 def test_quiet_shows_nothing(bench: Bench) -> None:
     done = bench.build(bench.source(), bench.builder(), "-q")
     assert done.err == ""
     assert "@sha256:" in done.out
 
 
+@better("exit.assemble", "7, and the script's own code in the document")
+@same("assemble.commit-after-success")
+@same("AssembleFailed")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_failing_script_ends_with_its_exit_code_in_the_document(
     bench: Bench, isolation: str
@@ -920,6 +1013,8 @@ def assert_gone(ocis2i: Program, token: str) -> None:
     assert list((ocis2i.store / "tmp").iterdir()) == []
 
 
+@better("assemble.signals", "the scripts get the signal, and nothing is left behind")
+@better("exit.signal", "128 and the signal's number")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

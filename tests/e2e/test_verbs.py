@@ -19,6 +19,7 @@ import pytest
 from ocis2i import __version__
 from ocis2i.reference import Digest
 from tests.conftest import needs
+from tests.contract import same
 from tests.fakes.docker_registry import docker_registry, registry_program
 from tests.fakes.images import HOME, busybox_builder
 from tests.fakes.judges import validate_layout
@@ -147,6 +148,7 @@ def test_inspect_of_a_layout(built: Program, builder: str) -> None:
     assert document["config"]["Labels"]["io.openshift.s2i.scripts-url"].startswith("image://")
 
 
+@same("--help")
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb(built: Program, verb: str) -> None:
     done = built.ok(verb, "-h" if verb == "run" else "--help")
@@ -154,11 +156,13 @@ def test_help_of_every_verb(built: Program, verb: str) -> None:
     assert done.err == ""
 
 
+@same("help")
 def test_help_lists_all_verbs(built: Program) -> None:
     words = set(built.ok("--help").out.split())
     assert words >= set(VERBS)
 
 
+@same("version")
 def test_version(built: Program) -> None:
     assert built.ok("version").out == f"ocis2i {__version__}\n"
     assert built.ok("version", "--json").document["ocis2i"] == __version__
