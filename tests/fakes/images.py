@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ MTIME = 1_577_836_800  # 2020-01-01, so that "unchanged" is not mistaken for "un
 CREATED = "2020-01-01T00:00:00Z"
 REF_NAME = "org.opencontainers.image.ref.name"
 BUSYBOX = Path("/bin/busybox")
+
+FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 
 _OCI = "application/vnd.oci.image."
 _DOCKER = "application/vnd.docker."
@@ -423,3 +426,74 @@ def _scripts_layer(scripts: Mapping[str, str | None]) -> Layer:
         if text is not None:
             layer.file(f"{SCRIPTS.lstrip('/')}/{script}", text, mode=0o755)
     return layer
+
+
+# --- the builders of fixtures/ ----------------------------------------------------------------
+
+
+def fixture_image(name: str, path: Path) -> str:
+    """Makes the image of `fixtures/builders/NAME` in the new layout `path`; its `oci:` location.
+
+    Fails with what the build script has to say.
+    """
+    done = subprocess.run(
+        [FIXTURES / "builders" / name / "build", path, "latest"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"the image `{name}` cannot be made\n{done.stderr}"
+    return f"oci:{path}:latest"
+
+
+@dataclass(frozen=True)
+class LayoutImage:
+    """An image in an OCI layout, read without ocis2i. Every layer is gzip-compressed."""
+
+    layout: Path
+    name: str
+
+    @property
+    def manifest(self) -> Json:
+        """The manifest that the name stands for; `ValueError` when there is not exactly one."""
+        index = json.loads((self.layout / "index.json").read_bytes())
+        (digest,) = (
+            entry["digest"]
+            for entry in index["manifests"]
+            if entry.get("annotations", {}).get(REF_NAME) == self.name
+        )
+        manifest: Json = json.loads(self.blob(digest).read_bytes())
+        return manifest
+
+    @property
+    def config(self) -> Json:
+        """The runtime part of the image config."""
+        document = json.loads(self.blob(self.manifest["config"]["digest"]).read_bytes())
+        config: Json = document["config"]
+        return config
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels."""
+        return dict(self.config.get("Labels") or {})
+
+    @property
+    def layers(self) -> list[str]:
+        """The digests of the layers, the lowest first."""
+        return [layer["digest"] for layer in self.manifest["layers"]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers, without compression."""
+        return sum(len(gzip.decompress(self.blob(one).read_bytes())) for one in self.layers)
+
+    def members(self, layer: int = -1) -> dict[str, tarfile.TarInfo]:
+        """The members of a layer, by name without a leading `./`."""
+        with tarfile.open(self.blob(self.layers[layer]), "r:gz") as archive:
+            return {one.name.removeprefix("./").rstrip("/"): one for one in archive}
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob is."""
+        return self.layout / "blobs" / Path(*digest.split(":"))
