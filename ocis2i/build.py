@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ from ocis2i.container import (
     make_working_directory,
     run_script,
 )
-from ocis2i.errors import PolicyError, UsageError
+from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.events import Notice, Report, stage
 from ocis2i.extended import (
     RuntimeImage,
@@ -33,8 +33,9 @@ from ocis2i.extended import (
 )
 from ocis2i.fs import explain
 from ocis2i.hidden import Hidden, hide
-from ocis2i.images import Blobs, Obtained, Places, obtain
+from ocis2i.images import Blobs, Obtained, Places, blamed_on, obtain
 from ocis2i.incremental import Restored, Saving, restore, save_for_later
+from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.manifest import (
     OCI_LAYER,
     Descriptor,
@@ -47,10 +48,11 @@ from ocis2i.manifest import (
 )
 from ocis2i.outputs import Delivered, deliver
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
-from ocis2i.runner import RunResult
+from ocis2i.runner import BindMount, RunResult
 from ocis2i.s2i import (
     IMAGE_METADATA_PATH,
     REQUIRED_SCRIPTS,
+    SOURCE_LOCATION_LABEL,
     Contract,
     check_label_size,
     generated_labels,
@@ -138,12 +140,18 @@ class _Inputs:
 
 
 def build(spec: BuildSpec, tools: Tools) -> BuildResult:
-    """Builds an image. Raises an `Ocis2iError`; the store is as before then, but for the cache."""
+    """Builds an image. Raises an `Ocis2iError`.
+
+    The store has the image once it is whole, also when an output or the push fails afterwards.
+    """
     check(spec)
-    with session(tools.store, tools.settings) as here:
+    with session(tools.store, tools.settings) as here, ExitStack() as guard:
         inputs = _gather(spec, here, tools)
+        guard.enter_context(inputs.hidden.guard())
         site = _site(spec, inputs, here, tools)
-        saving = Saving(site, spec, inputs.builder, inputs.scripts.get("save-artifacts"))
+        saving = Saving(
+            site, spec, inputs.builder, inputs.scripts.get("save-artifacts"), inputs.hidden
+        )
         restored = restore(saving)
         if spec.save_upload:
             _save_upload(here.directory / "upload", tools)
@@ -167,7 +175,10 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
             inputs.hidden.check(encoded.config, site.report)
         with stage(site.report, "store", spec.tag or "untagged"):
             name = str(spec.name) if spec.name else ""
-            tools.store.put_image(encoded, name, inputs.base.origin)
+            # Not of all labels: assemble may have written another place there.
+            own = generated_labels(inputs.tree.info, builder=inputs.builder.name)
+            built_from = own.get(SOURCE_LOCATION_LABEL, "")
+            tools.store.put_image(encoded, name, inputs.base.origin, built_from=built_from)
         delivered, pushed = _deliver(spec, inputs.base, image, encoded, tools)
     return BuildResult(
         image=image,
@@ -210,7 +221,7 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
             report=tools.report,
             stdin=tools.stdin,
         )
-    with stage(tools.report, "pull", str(spec.builder)):
+    with stage(tools.report, "pull", str(spec.builder)), blamed_on("PullBuilderImageFailed"):
         builder = obtain(spec.builder, spec.platform, spec.pull_policy, tools.places)
         contract = read_builder(spec, builder, tools.report)
     runtime = None
@@ -249,9 +260,11 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
         spec.secrets,
         workdir,
         here.directory,
+        here.agent,
         settings=tools.settings,
         cwd=tools.cwd,
         report=tools.report,
+        chosen=spec.environment,
     )
     return _Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
 
@@ -323,6 +336,7 @@ def _plan_assemble(
         check_script(inputs.scripts[name], inputs.builder.name, rootfs)
     destination = inputs.contract.destination
     names = ("src", "scripts", "artifacts") if restored else ("src", "scripts")
+    _check_visible(destination, names, spec.mounts)
     rootfs.place(
         [
             Upload(f"upload/{name}", f"{destination}/{name}", identity.uid, identity.gid)
@@ -341,6 +355,19 @@ def _plan_assemble(
     if spec.clamp_seconds is not None and "SOURCE_DATE_EPOCH" not in _names(environment):
         more.setdefault("SOURCE_DATE_EPOCH", str(spec.clamp_seconds))
     return Job((*entrypoint, script), identity, cwd, environment, more, injected)
+
+
+def _check_visible(destination: str, names: Sequence[str], mounts: Sequence[BindMount]) -> None:
+    """Refuses a destination that a mount hides: the script would not find its source."""
+    hiding = (*MOUNT_TARGETS, *(mount.target for mount in mounts))
+    for name in names:
+        path = f"{destination}/{name}/"
+        for target in hiding:
+            if path.startswith(f"{target}/"):
+                raise UsageError(
+                    f"`{target}` is mounted in the container and would hide `{destination}/{name}`",
+                    hint="choose another --destination, or another place for the volume",
+                )
 
 
 def _save_upload(upload: Path, tools: Tools) -> None:
@@ -378,7 +405,11 @@ def _labels(spec: BuildSpec, inputs: _Inputs, rootfs: Rootfs) -> dict[str, str]:
         description=spec.description,
         application_name=spec.application_name,
     )
-    metadata = rootfs.read_text(IMAGE_METADATA_PATH)
+    try:
+        metadata = rootfs.read_text(IMAGE_METADATA_PATH)
+    except ImageError as error:
+        error.reason = "GenericS2IBuildFailed"  # nothing that was pulled
+        raise
     if metadata is not None:
         labels |= parse_image_metadata(metadata.encode(errors="surrogateescape"))
     check_label_size(labels)
@@ -408,9 +439,10 @@ def _write_layer(
                         workers=len(os.sched_getaffinity(0)),
                     )
             except OSError as error:
-                raise explain(error, "the layer cannot be written") from error
+                what = "the layer cannot be written"
+                raise explain(error, what, reason="ContainerCommitFailed") from error
         changes = rootfs.finish_changes()
-        inputs.hidden.check(b"", site.report)
+        inputs.hidden.refuse_leaks()
         site.places.store.adopt(blob, written.digest)
     media_type = spec.compression.media_type or OCI_LAYER
     return Layer(Descriptor(media_type, written.digest, written.size), written.diff_id), changes

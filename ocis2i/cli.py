@@ -22,6 +22,7 @@ from ocis2i.commands.flags import DockerFlags, verb
 from ocis2i.documents import failure_document
 from ocis2i.errors import Interrupted, Ocis2iError, UsageError, exit_code_of
 from ocis2i.fs import explain, is_full
+from ocis2i.report import printable
 
 app = typer.Typer(
     name="ocis2i",
@@ -113,6 +114,8 @@ def _open_standard_streams() -> None:
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code. Prints every expected error."""
     State.reset()
+    # A complaint of the option parser comes before any flag is read. `run` has a command's own.
+    State.as_json = "--json" in arguments and arguments[0] != "run"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A shell's background jobs ignore the first; nohup(1) means it.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -122,8 +125,6 @@ def invoke(arguments: Sequence[str]) -> int:
     except Ocis2iError as error:
         return _fail(error)
     except typer.TyperException as error:
-        # The command itself has not read its flags.
-        State.as_json = "--json" in arguments and arguments[0] != "run"
         return _fail(_usage_error(error))
     except (ReaderGoneError, BrokenPipeError):
         for stream in (1, 2):
@@ -148,9 +149,9 @@ def _fail(error: Ocis2iError) -> int:
     if State.as_json:
         stages = State.recorder.stages if State.recorder else []
         print_json(failure_document(error, code, stages))
-    sys.stderr.write(f"error: {error.message}\n")
+    sys.stderr.write(f"error: {printable(error.message)}\n")
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        sys.stderr.write(f"hint: {printable(error.hint)}\n")
     return code
 
 

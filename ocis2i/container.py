@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ocis2i.errors import ImageError, ScriptError, ScriptsError
 from ocis2i.events import Report, ScriptOutput
@@ -20,6 +20,7 @@ from ocis2i.store import LayerRecord
 from ocis2i.unpack import unpack_layers
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHELL = "/bin/sh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,49 @@ def check_script(place: ScriptPlace, image: str, rootfs: Rootfs) -> None:
         )
 
 
-def check_interpreter(run: RunSpec, rootfs: Rootfs) -> None:
-    """A script whose first line names a program that is not there fails without a word why."""
-    path = run.argv[0]
-    first, _, _ = (rootfs.read_head(path, 256) or "").partition("\n")
+def runnable(run: RunSpec, rootfs: Rootfs) -> RunSpec:
+    """`run` as the kernel can start it: a script that names no interpreter goes through /bin/sh.
+
+    So it does in source-to-image, where a shell starts it (`pkg/build/strategies/sti/sti.go`).
+    Raises `ScriptError` for an interpreter that is not there: that fails without a word why.
+    """
+    before, script = run.argv[:-1], run.argv[-1]
+    if before:
+        _check_interpreter(before[0], named_interpreter(_head(before[0], rootfs)), run, rootfs)
+    head = _head(script, rootfs)
+    if needs_shell(head):
+        _check_interpreter(script, SHELL, run, rootfs)
+        return replace(run, argv=(*before, SHELL, script))
+    _check_interpreter(script, named_interpreter(head), run, rootfs)
+    return run
+
+
+def named_interpreter(head: str) -> str | None:
+    """The program that the beginning of a script names in its first line."""
+    first, _, _ = head.partition("\n")
     words = first.removeprefix("#!").split() if first.startswith("#!") else []
-    if not words:
+    return words[0] if words else None
+
+
+def needs_shell(head: str) -> bool:
+    """Whether a file that begins like this is text that no kernel starts, but a shell does.
+
+    What has a zero byte in its first line is a program, as bash has it. An empty file is no script:
+    it would do nothing and succeed.
+    """
+    if not head or named_interpreter(head) or head.startswith("\x7fELF"):
+        return False
+    first, _, _ = head.partition("\n")
+    return "\0" not in first
+
+
+def _head(path: str, rootfs: Rootfs) -> str:
+    return rootfs.read_head(path, 256) or ""
+
+
+def _check_interpreter(path: str, program: str | None, run: RunSpec, rootfs: Rootfs) -> None:
+    if program is None:
         return
-    program = words[0]
     # What the user mounts is not there yet.
     mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
     if not mounted and rootfs.modes([program])[0] is None:
@@ -165,8 +201,7 @@ def run_script(
     site: Site, rootfs: Rootfs, job: Job, *, reason: str = "AssembleFailed"
 ) -> RunResult:
     """Runs a script whose failure ends the build; raises `ScriptError` with its exit code."""
-    run = job.spec(site.around)
-    check_interpreter(run, rootfs)
+    run = runnable(job.spec(site.around), rootfs)
     stdio = Stdio(lambda stream, line: site.report(ScriptOutput(stream, line)))
     result = site.runner.run(rootfs, run, stdio)
     if result.exit_code:

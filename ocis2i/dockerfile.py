@@ -107,7 +107,8 @@ class DockerfilePlan:
 
     `environment` and `labels` are those that the builder does not have. `previous` is the image of
     an incremental build. `secret_variables` are names of variables for assemble alone. `flags` are
-    words for buildah, `name` is the file's own name.
+    words for buildah, `name` is the file's own name. `shell_scripts` are those of the context that
+    only a shell can start.
     """
 
     builder: str
@@ -128,6 +129,7 @@ class DockerfilePlan:
     keep_entrypoint: bool = False
     flags: tuple[str, ...] = ()
     name: str = "Dockerfile"
+    shell_scripts: frozenset[str] = frozenset()
 
 
 def render(plan: DockerfilePlan) -> str:
@@ -270,7 +272,7 @@ def _builder_stage(plan: DockerfilePlan, stage: str | None) -> list[str]:
 
 def _assemble(plan: DockerfilePlan) -> str:
     entrypoint = (plan.base.entrypoint or ()) if plan.via_entrypoint else ()
-    argv = [*entrypoint, plan.scripts["assemble"].path_in_image]
+    argv = [*entrypoint, *_command(plan, plan.scripts["assemble"])]
     mounts = [_secret_mount(secret, plan.assemble_user) for secret in plan.secret_files]
     if not plan.secret_variables:
         return _run(argv, mounts)
@@ -329,15 +331,20 @@ def _runtime_stage(plan: DockerfilePlan, runtime: RuntimeStage) -> list[str]:
     if script is not None:
         changes_user = runtime.user != runtime.base.user
         lines += _user(runtime.user or "0") if changes_user else []
-        lines.append(_assemble_runtime(script))
+        lines.append(_assemble_runtime(plan, script))
         lines += _user_again(runtime.base) if changes_user else []
     lines += _labels(plan.labels)
     return [*lines, *_start(plan, runtime.base, runtime.scripts)]
 
 
-def _assemble_runtime(script: ScriptPlace) -> str:
+def _command(plan: DockerfilePlan, script: ScriptPlace) -> list[str]:
+    shell = ["/bin/sh"] if script.name in plan.shell_scripts else []
+    return [*shell, script.path_in_image]
+
+
+def _assemble_runtime(plan: DockerfilePlan, script: ScriptPlace) -> str:
     if script.file is not None:
-        return _run([script.path_in_image])
+        return _run(_command(plan, script))
     # Nobody has looked whether the image has it; it need not.
     return _run(["/bin/sh", "-c", _IF_THERE, script.path_in_image])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from ocis2i.blobs import read_document
@@ -72,23 +73,32 @@ def build_info(
     Durations are in whole milliseconds; a stage lasts until the end of its last step.
     """
     found: dict[str, dict[str, Any]] = {}
+    begun: dict[str, datetime] = {}
     for record in stages:
         if record.name not in _S2I_STEPS:
             continue
         stage, step = _S2I_STEPS[record.name]
-        milliseconds = round(record.seconds * 1000)
         started = format_time(record.started)
-        entry = found.setdefault(
-            stage, {"name": stage, "startTime": started, "durationMilliseconds": 0, "steps": []}
+        entry = found.setdefault(stage, {"name": stage, "startTime": started, "steps": []})
+        first = begun.setdefault(stage, record.started)
+        entry["durationMilliseconds"] = _milliseconds(
+            (record.started - first).total_seconds() + record.seconds
         )
         entry["steps"].append(
-            {"name": step, "startTime": started, "durationMilliseconds": milliseconds}
+            {
+                "name": step,
+                "startTime": started,
+                "durationMilliseconds": _milliseconds(record.seconds),
+            }
         )
-        entry["durationMilliseconds"] += milliseconds
     return {
         "stages": list(found.values()),
         "failureReason": {"reason": reason, "message": message},
     }
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _layers(image: Image) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from ocis2i.container import needs_shell
 from ocis2i.container_options import HostEntry
 from ocis2i.dockerfile import (
     CONTEXT,
@@ -163,7 +164,8 @@ def export(
             _write(upload / _MARKER, _EXPORTED if spec.source else _GENERATED)
             _publish(scratch, target, keep_upload=spec.source is None)
     except OSError as error:
-        raise explain(error, "the Dockerfile cannot be written") from error
+        what = "the Dockerfile cannot be written"
+        raise explain(error, what, reason="DockerFileCreationFailed") from error
     return target
 
 
@@ -197,6 +199,7 @@ def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -
         keep_entrypoint=spec.keep_entrypoint,
         flags=build_flags(spec.mounts, spec.cap_drop, spec.network, spec.add_hosts),
         name=name,
+        shell_scripts=_shell_scripts(scripts, stage_of_runtime),
     )
 
 
@@ -372,6 +375,18 @@ def _scripts(work: _Work, contract: Contract, tree: SourceTree) -> ScriptSet:
         image_scripts_url=spec.image_scripts_url,
         download=work.download,
     )
+
+
+def _shell_scripts(scripts: ScriptSet, runtime: RuntimeStage | None) -> frozenset[str]:
+    """Of the scripts in the context those without a `#!`; in an image nobody has looked."""
+    files = [*scripts.files, *(runtime.scripts.files if runtime else ())]
+    names = set()
+    for place in files:
+        if place.file is not None:
+            with place.file.open("rb") as file:
+                head = file.read(256).decode(errors="surrogateescape")
+            names |= {place.name} if needs_shell(head) else set()
+    return frozenset(names)
 
 
 def _runtime_stage(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from ocis2i.container import (
 )
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Notice, Report, stage
-from ocis2i.images import Obtained, Places, obtain
+from ocis2i.images import Obtained, Places, blamed_on, obtain
+from ocis2i.manifest import RuntimeConfig
 from ocis2i.mappings import PathPair, check_artifact, parse_input_files
 from ocis2i.rootfs import Rootfs, prepare
 from ocis2i.s2i import (
@@ -38,6 +39,8 @@ from ocis2i.spec import BuildSpec, RuntimeSpec
 from ocis2i.store import LayerRecord
 
 _SCRIPT = "assemble-runtime"
+# Of the file hierarchy of Linux distributions what links to /usr or /run.
+_OFTEN_LINKS = frozenset("bin sbin lib lib32 lib64 libx32 libo32 var".split())
 _NUMERIC_USER = re.compile(r"[0-9]+(:[0-9]+)?")
 
 
@@ -63,12 +66,8 @@ class RuntimeImage:
 
 def obtain_runtime(runtime: RuntimeSpec, spec: BuildSpec, places: Places) -> Obtained:
     """The runtime image, without its layers yet. Raises `ImageError` or `RegistryError`."""
-    try:
+    with blamed_on("PullRuntimeImageFailed"):
         found = obtain(runtime.image, spec.platform, runtime.pull_policy, places, layers=False)
-    except ImageError as error:
-        if error.reason == ImageError.default_reason:
-            error.reason = "PullRuntimeImageFailed"
-        raise
     if found.image.config.runtime.on_build:
         places.report(Notice("info", f"ONBUILD of the runtime image `{found.name}` is not run"))
     return found
@@ -127,9 +126,31 @@ def plan_runtime(
     )
     user = runtime.user or config.runtime.labels.get(ASSEMBLE_RUNTIME_USER_LABEL, "")
     user = user or config.runtime.user
+    artifacts = artifacts_of(runtime, image)
     # An image that has a place for scripts may have this one: that is only seen in its layers.
-    needed = scripts.get(_SCRIPT) is not None or not (not user or _NUMERIC_USER.fullmatch(user))
-    return RuntimeImage(image, artifacts_of(runtime, image), user, scripts, needed)
+    needed = (
+        scripts.get(_SCRIPT) is not None
+        or not (not user or _NUMERIC_USER.fullmatch(user))
+        or _must_be_seen(config.runtime, artifacts)
+    )
+    return RuntimeImage(image, artifacts, user, scripts, needed)
+
+
+def _must_be_seen(runtime: RuntimeConfig, artifacts: Sequence[PathPair]) -> bool:
+    """Whether what is at the artifacts' places in the image decides how they have to be written.
+
+    A layer made without looking replaces links, and engines that unpack it by itself show the
+    directories above its entries as root's, 0755. That is what `WORKDIR` makes, and does no harm
+    where root runs; at places that are links in most distributions it does.
+    """
+    is_root = runtime.user.partition(":")[0] in ("", "0", "root")
+    for pair in artifacts:
+        directory = posixpath.join(runtime.working_dir or "/", pair.destination)
+        target = posixpath.normpath(posixpath.join("/", directory, posixpath.basename(pair.source)))
+        parts = target.strip("/").split("/")
+        if parts[0] in _OFTEN_LINKS or (len(parts) > 1 and not is_root):
+            return True
+    return False
 
 
 def move(

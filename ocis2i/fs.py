@@ -18,16 +18,17 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def explain(error: OSError, what: str) -> Ocis2iError:
+def explain(error: OSError, what: str, *, reason: str = "FileSystemOperationFailed") -> Ocis2iError:
     """The `OutputError` for an operating system's error; a full disk is named for what it is."""
     if is_full(error):
         return OutputError(
             f"{what}: the disk is full",
             hint="free some space (`ocis2i prune`), or use another disk with --root",
+            reason=reason,
         )
     named = isinstance(error.filename, str | bytes)  # calls by descriptor give its number
     where = f" (`{os.fsdecode(error.filename)}`)" if named else ""
-    return OutputError(f"{what}: {error.strerror or error}{where}")
+    return OutputError(f"{what}: {error.strerror or error}{where}", reason=reason)
 
 
 def sync_directory(path: Path) -> None:
@@ -111,8 +112,9 @@ def remove_tree(path: Path) -> bool:
 
 
 def _remove_directories(directory: Path) -> None:
-    for entry in os.scandir(directory):
-        if entry.is_symlink():
-            Path(entry.path).unlink()
-        else:
-            Path(entry.path).rmdir()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                Path(entry.path).unlink()
+            else:
+                Path(entry.path).rmdir()

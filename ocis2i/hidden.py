@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from ocis2i.confidential import Secret, secrets_of_file, secrets_of_variable
-from ocis2i.events import Event, Notice, Report, ScriptOutput
+from ocis2i.errors import Ocis2iError
+from ocis2i.events import Event, Notice, Report, ScriptOutput, StageEnded, StageStarted
 from ocis2i.injections import read_content, read_injections
+from ocis2i.isolation.agent import Agent
+from ocis2i.isolation.streams import LONGEST_LINE
 from ocis2i.leaks import Finder, leak_error
 from ocis2i.mirrors import MIRRORS_DIRECTORY, host_mirrors
 from ocis2i.rootfs import Injected
 from ocis2i.runner import BindMount
 from ocis2i.settings import Settings
 from ocis2i.spec import SecretSpec
+
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,41 +39,107 @@ class Hidden:
     allow_leaks: bool
 
     def masked(self, report: Report) -> Report:
-        """A report that shows no secret in what scripts print."""
+        """A report that shows no secret, neither in what scripts print nor in our own words."""
+        return _Mask(self.finder, report) if self.finder.longest else report
 
-        def show(event: Event) -> None:
-            if isinstance(event, ScriptOutput):
-                event = ScriptOutput(event.stream, self.finder.mask(event.line))
-            report(event)
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Takes the secrets out of errors: an image may have put them into what they name."""
+        try:
+            yield
+        except Ocis2iError as error:
+            error.message = self.finder.mask(error.message)
+            error.hint = error.hint and self.finder.mask(error.hint)
+            raise
 
-        return show
+    def search(self, file: BinaryIO, where: str) -> None:
+        """Searches a whole file and goes back to its beginning; raises as `refuse_leaks`."""
+        if self.finder.longest:
+            with closing(self.finder.stream(_Kept(file), where)) as searched:
+                while searched.read(_PIECE):
+                    pass
+            file.seek(0)
+        self.refuse_leaks()
+
+    def refuse_leaks(self) -> None:
+        """Raises `PolicyError` when a secret was found so far, unless that is allowed."""
+        if self.finder.leaks and not self.allow_leaks:
+            raise leak_error(self.finder.leaks)
 
     def check(self, config: bytes, report: Report) -> None:
-        """Searches the image config as well; raises `PolicyError` when a secret was found anywhere.
-
-        Where that is allowed it warns.
-        """
+        """Searches the image config, then as `refuse_leaks`; warns of leaks that are allowed."""
         self.finder.text(config.decode(), "the image config")
-        if not self.finder.leaks:
-            return
-        error = leak_error(self.finder.leaks)
-        if not self.allow_leaks:
-            raise error
-        report(Notice("warning", error.message))
+        self.refuse_leaks()
+        if self.finder.leaks:
+            report(Notice("warning", leak_error(self.finder.leaks).message))
+
+
+class _Mask:
+    """Passes events on, masked.
+
+    A line that was cut for its length may be cut within a secret: of such a piece the end is held
+    back until the next one comes.
+    """
+
+    def __init__(self, finder: Finder, report: Report) -> None:
+        self._finder = finder
+        self._report = report
+        self._held: dict[Literal["stdout", "stderr"], str] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case ScriptOutput(stream, line):
+                self._output(stream, line)
+                return
+            case StageStarted(stage, detail):
+                event = StageStarted(stage, self._finder.mask(detail))
+            case Notice(level, message):
+                event = Notice(level, self._finder.mask(message))
+            case StageEnded():
+                for stream in tuple(self._held):
+                    self._report(ScriptOutput(stream, self._held.pop(stream)))
+            case _:
+                pass
+        self._report(event)
+
+    def _output(self, stream: Literal["stdout", "stderr"], line: str) -> None:
+        was_cut = len(line.encode(errors="replace")) >= LONGEST_LINE
+        text = self._finder.mask(self._held.pop(stream, "") + line)
+        if was_cut:
+            kept = self._finder.longest - 1
+            text, self._held[stream] = text[:-kept], text[-kept:]
+        self._report(ScriptOutput(stream, text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A file that stays open when its reader is closed."""
+
+    file: BinaryIO
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self.file.read(size)
+
+    def close(self) -> None:
+        pass
 
 
 def hide(
     spec: SecretSpec,
     workdir: str,
     directory: Path,
+    agent: Agent,
     *,
     settings: Settings,
     cwd: Path,
     report: Report,
+    chosen: Container[str] = (),
 ) -> Hidden:
-    """Reads what is to be hidden. Files of mirrors are written below the build's `directory`.
+    """Reads what is to be hidden.
 
-    Raises `UsageError` for injections that are not there or lead elsewhere.
+    The agent keeps the files of mirrors in memory, on a directory in the build's `directory`. Of
+    their variables those that the user has `chosen` for the image are left alone. Raises
+    `UsageError` for injections that are not there or lead elsewhere.
     """
     files = read_injections(spec.injections, workdir=workdir, cwd=cwd)
     secrets: list[Secret] = []
@@ -81,8 +154,9 @@ def hide(
         for sentence in mirrors.found:
             report(Notice("info", sentence))
         secrets += mirrors.secrets
-        environment = {**mirrors.environment, **environment}
-        mounts = _mount_files(mirrors.files, directory / "mirrors")
+        found = {name: text for name, text in mirrors.environment.items() if name not in chosen}
+        environment = {**found, **environment}
+        mounts = _mount_files(mirrors.files, directory / "mirrors", agent)
         mounts += tuple(
             BindMount(str(one), str(one), read_only=True) for one in mirrors.directories
         )
@@ -92,13 +166,11 @@ def hide(
     return Hidden(injected, environment, mounts, Finder(secrets), spec.allow_leaks)
 
 
-def _mount_files(files: Mapping[str, bytes], directory: Path) -> tuple[BindMount, ...]:
+def _mount_files(
+    files: Mapping[str, bytes], directory: Path, agent: Agent
+) -> tuple[BindMount, ...]:
     if not files:
         return ()
-    directory.mkdir()
-    directory.chmod(0o755)  # for every user of the container, whatever the umask
-    for name, content in files.items():
-        path = directory / name
-        path.write_bytes(content)
-        path.chmod(0o644)
+    contents = {name: content.decode("latin-1") for name, content in files.items()}
+    agent.request("keep", directory=str(directory), files=contents)
     return (BindMount(str(directory), MIRRORS_DIRECTORY, read_only=True),)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
 from ocis2i.archives import open_image
 from ocis2i.blobs import ImageSource, VerifiedReader, read_document
-from ocis2i.errors import ImageError, UsageError
+from ocis2i.errors import ImageError, RegistryError, UsageError
 from ocis2i.events import Report
 from ocis2i.manifest import (
     OCI_MANIFEST,
@@ -92,14 +93,38 @@ class Blobs:
     def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
         """Opens a blob; raises `ImageError` when it is nowhere."""
         if self._origin and not self._places.store.has_blob(descriptor):
-            _fetch(descriptor, self._origin, self._places)
+            with _completing(self._origin):
+                _fetch(descriptor, self._origin, self._places)
         return self._places.store.open_blob(descriptor)
+
+
+@contextmanager
+def blamed_on(reason: str) -> Iterator[None]:
+    """Gives an image that cannot be had the word of S2I for which image it was."""
+    try:
+        yield
+    except (ImageError, RegistryError) as error:
+        if error.reason in (ImageError.default_reason, RegistryError.default_reason):
+            error.reason = reason
+        raise
 
 
 def complete(found: Obtained, places: Places) -> None:
     """Fetches the layers that the store lacks."""
     if found.origin:
-        _fetch_layers(found.manifest, found.origin, places)
+        with _completing(found.origin):
+            _fetch_layers(found.manifest, found.origin, places)
+
+
+@contextmanager
+def _completing(origin: Reference) -> Iterator[None]:
+    """Says why a registry was asked that nobody has named."""
+    try:
+        yield
+    except RegistryError as error:
+        error.message = f"layers of the image are only in `{origin}`: {error.message}"
+        error.hint = error.hint or "make that registry reachable, or build the image again"
+        raise
 
 
 def obtain(
@@ -129,6 +154,12 @@ def obtain(
             if policy is not PullPolicy.ALWAYS:
                 found = _from_store(name, wanted, places.store)
                 if found:
+                    if layers and found.origin and policy is PullPolicy.NEVER:
+                        raise ImageError(
+                            f"layers of `{name}` are only in `{found.origin}`, and the pull "
+                            "policy is `never`",
+                            hint=f"fetch them with: ocis2i pull {found.origin}",
+                        )
                     if layers:
                         complete(found, places)
                     return found

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from ocis2i.artifacts import extract
-from ocis2i.container import Job, Site, check_interpreter, check_script, describe_exit, identify
+from ocis2i.container import Job, Site, check_script, describe_exit, identify, runnable
 from ocis2i.errors import Interrupted, Ocis2iError, ScriptError
 from ocis2i.events import Notice, ScriptOutput, stage
+from ocis2i.hidden import Hidden
 from ocis2i.images import Obtained, obtain
-from ocis2i.reference import Reference, RegistryLocation
+from ocis2i.reference import Digest, Reference, RegistryLocation
 from ocis2i.rootfs import Rootfs, prepare
 from ocis2i.runner import Stdio
 from ocis2i.s2i import image_directory, read_contract
@@ -33,10 +34,14 @@ _SCRIPT = "save-artifacts"
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Artifacts that are in `upload/artifacts` now, and the image that they came from."""
+    """Artifacts that are in `upload/artifacts` now, and the image that they came from.
+
+    `digest` is that of its manifest, `None` when the store has no such image any more.
+    """
 
     entries: int
     previous: str
+    digest: Digest | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Saving:
     spec: BuildSpec
     builder: Obtained
     script: ScriptPlace | None
+    hidden: Hidden
 
 
 def restore(saving: Saving) -> Restored | None:
@@ -63,7 +69,7 @@ def restore(saving: Saving) -> Restored | None:
     try:
         with stage(report, "restore", str(spec.name)):
             if spec.runtime:
-                return _from_cache(saving)
+                return _from_cache(saving, spec.name)
             return _from_previous(saving, spec.name)
     except Interrupted:
         raise
@@ -90,7 +96,7 @@ def _from_previous(saving: Saving, name: Reference) -> Restored | None:
         return None
     with _scratch(saving.site.here) as tar:
         _run_in_previous(previous, saving, saving.script, tar)
-        return _extract(tar, saving, previous.name)
+        return _extract(tar, saving, previous.name, previous.manifest.descriptor.digest)
 
 
 def _run_in_previous(
@@ -129,8 +135,7 @@ def _script_in(previous: Obtained, saving: Saving, current: ScriptPlace) -> Scri
 
 
 def _save(job: Job, rootfs: Rootfs, saving: Saving, tar: BinaryIO) -> None:
-    run = job.spec(saving.site.around)
-    check_interpreter(run, rootfs)
+    run = runnable(job.spec(saving.site.around), rootfs)
     report = saving.site.report
     stdio = Stdio(
         lambda stream, line: report(ScriptOutput(stream, line)),
@@ -148,14 +153,17 @@ def _save(job: Job, rootfs: Rootfs, saving: Saving, tar: BinaryIO) -> None:
     tar.seek(0)
 
 
-def _extract(tar: BinaryIO, saving: Saving, previous: str) -> Restored:
+def _extract(tar: BinaryIO, saving: Saving, previous: str, digest: Digest | None) -> Restored:
     here = saving.site.here
     into = here.directory / "upload/artifacts"
     done = extract(here.agent, tar.fileno(), into, size_limit=saving.site.settings.layer_limit)
     if done.skipped:
         text = f"{done.skipped} devices, pipes or sockets among the artifacts were left out"
         saving.site.report(Notice("warning", text))
-    return Restored(done.entries, previous)
+    if done.trailing_bytes:
+        text = f"{done.trailing_bytes} bytes that `{_SCRIPT}` wrote after its tar are no tar"
+        saving.site.report(Notice("warning", f"{text}; its messages belong on stderr"))
+    return Restored(done.entries, previous, digest)
 
 
 @contextmanager
@@ -183,6 +191,8 @@ def save_for_later(saving: Saving, job: Job, rootfs: Rootfs) -> None:
             again = replace(job, argv=(saving.script.path_in_image,), more={}, mounts=())
             with saving.site.places.store.scratch_file() as tar:
                 _save(again, rootfs, saving, tar)
+                # Nobody may ever see them in an image, but the store keeps them.
+                saving.hidden.search(tar, "the saved artifacts")
                 saving.site.places.store.keep_artifacts(str(spec.name), _key(saving), tar)
     except Interrupted:
         raise
@@ -191,11 +201,14 @@ def save_for_later(saving: Saving, job: Job, rootfs: Rootfs) -> None:
         saving.site.report(Notice("warning", f"{text}: {error.message}"))
 
 
-def _from_cache(saving: Saving) -> Restored | None:
-    path = saving.site.places.store.artifacts_path(str(saving.spec.name), _key(saving))
+def _from_cache(saving: Saving, name: Reference) -> Restored | None:
+    store = saving.site.places.store
+    previous = store.find(name)
+    path = store.artifacts_path(str(name), _key(saving))
     try:
         with path.open("rb") as tar:
-            return _extract(tar, saving, str(saving.spec.name))
+            digest = previous.descriptor.digest if previous else None
+            return _extract(tar, saving, str(name), digest)
     except FileNotFoundError:
         saving.site.report(Notice("warning", "no artifacts of an earlier build, a clean build"))
         return None

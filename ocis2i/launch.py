@@ -9,10 +9,10 @@ from pathlib import Path
 from ocis2i.container import (
     Job,
     Surroundings,
-    check_interpreter,
     check_script,
     identify,
     make_working_directory,
+    runnable,
 )
 from ocis2i.errors import UsageError
 from ocis2i.events import Report
@@ -131,6 +131,6 @@ def show_usage(
         make_working_directory(directory, rootfs)
         rootfs.mount()
         merged = merge_environment(runtime.env, environment)
-        run = Job((script.path_in_image,), identity, directory, merged).spec(Surroundings(mounts))
-        check_interpreter(run, rootfs)
+        job = Job((script.path_in_image,), identity, directory, merged)
+        run = runnable(job.spec(Surroundings(mounts)), rootfs)
         return here.runner(isolation).run(rootfs, run, Stdio()).exit_code

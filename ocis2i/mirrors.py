@@ -8,6 +8,7 @@ Only settings about where packages come from are taken. Files that such a settin
 client certificate, are copied; no other private key is looked at. Not taken: `.netrc` (it holds
 more than mirrors), Maven's `settings-security.xml`, Gradle's settings, Java's trust stores.
 
+Maven's settings are named by `MAVEN_SETTINGS_XML`, which the S2I builders of Java give to `mvn -s`.
 `MAVEN_ARGS` is left alone, though Maven would read `-s` from it: for the S2I builders of Java it
 holds the goals, `package` by default, and setting it would build nothing.
 """
@@ -75,17 +76,15 @@ _TELLING_NAME = re.compile(r"TOKEN|AUTH|PASSWORD|SECRET")
 class Mirrors:
     """What a build gets of the host's settings.
 
-    `files` by name, for `MIRRORS_DIRECTORY`; `home_files`: a path below the build user's home to
-    the name of the file that shall be seen there, if the image has none; `directories` of the
-    host that local indexes need, to be mounted read-only in the same place. `found` has
-    sentences for the log, without credentials.
+    `files` by name, for `MIRRORS_DIRECTORY`; `directories` of the host that local indexes need,
+    to be mounted read-only in the same place. `found` has sentences for the log, without
+    credentials.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     secrets: tuple[Secret, ...] = ()
     found: tuple[str, ...] = ()
-    home_files: Mapping[str, str] = field(default_factory=dict)
     directories: tuple[Path, ...] = ()
 
 
@@ -131,7 +130,6 @@ class _Taking:
         self.host = host
         self.environment: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
-        self.home_files: dict[str, str] = {}
         self._directories: set[Path] = set()
         self._secrets: dict[bytes, Secret] = {}
         self._found: list[str] = []
@@ -177,7 +175,6 @@ class _Taking:
             self.files,
             tuple(self._secrets.values()),
             tuple(self._found),
-            self.home_files,
             tuple(sorted(outermost)),
         )
 
@@ -525,7 +522,6 @@ def _take_maven(taking: _Taking) -> None:
     content = text.encode()
     taking.add_secrets(secrets_of_file("Maven's settings", content, whole=False))
     taking.environment["MAVEN_SETTINGS_XML"] = taking.add_file("settings.xml", content)
-    taking.home_files[".m2/settings.xml"] = "settings.xml"
     taking.say(f"maven: `{path}`")
     if re.search(r"<(password|passphrase)>\s*\{[^<]*\}\s*</", text):
         taking.say("maven: its encrypted passwords need a settings-security.xml and will not work")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ocis2i.errors import ImageError, UsageError
+from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.reference import PathLocation, parse_location
 from ocis2i.s2i import DESCRIPTION_LABEL, DISPLAY_NAME_LABEL, LABEL_NAMESPACE, redact_url
@@ -85,6 +85,22 @@ def plan_rebuild(name: str, config: RuntimeConfig) -> Rebuild:
             *_warn_of_change(location, commit, ref, cloned=cloned),
         ),
     )
+
+
+def refuse_local_places(name: str, plan: Rebuild) -> None:
+    """Raises `PolicyError` when the build needs a path of this host.
+
+    For images that others made: what they name would be read here, and land in the result, where
+    the builder that they name sees it.
+    """
+    if plan.is_local or _is_path_location(plan.builder):
+        what = "source" if plan.is_local else "builder"
+        place = plan.source if plan.is_local else plan.builder
+        raise PolicyError(
+            f"image `{name}` was not built here from that, and names the {what} "
+            f"`{shown(redact_url(place))}`, a path of this host",
+            hint=f"an image from elsewhere may not choose what is read here; {_ANEW}",
+        )
 
 
 def lost_secret(location: str) -> bool:

@@ -65,8 +65,15 @@ _STAGES = {
     "fetch": "fetching the source",
     "pull": "getting the builder",
     "unpack": "unpacking its layers",
+    "pull-runtime": "getting the runtime image",
+    "pull-previous": "getting the previous image",
+    "restore": "restoring artifacts",
     "prepare": "preparing the container",
     "assemble": "assembling",
+    "save": "saving artifacts",
+    "unpack-runtime": "unpacking the runtime image",
+    "artifacts": "copying the artifacts",
+    "assemble-runtime": "assembling at the runtime image",
     "layer": "writing the layer",
     "store": "storing the image",
     "output": "writing",
@@ -85,10 +92,12 @@ class Quiet:
         """Takes one event."""
         match event:
             case Notice("warning", message):
-                self._write(f"warning: {message}")
+                self._write(f"warning: {printable(message)}")
             case ScriptOutput(_, line):
                 self._tail.append(line)
-            case StageEnded("assemble", False):
+            case StageStarted():
+                self._tail.clear()
+            case StageEnded("assemble" | "assemble-runtime", False):
                 for line in self._tail:
                     self._write(line)
             case _:
@@ -119,7 +128,7 @@ class Lines:
             match event:
                 case StageStarted(name, detail):
                     words = _STAGES.get(name, name)
-                    self._line(f"---> {words}" + (f": {detail}" if detail else ""))
+                    self._line(f"---> {words}" + (f": {printable(detail)}" if detail else ""))
                 case ScriptOutput(_, line):
                     self._line(line)
                 case Notice():
@@ -143,9 +152,9 @@ class Lines:
 
     def _notice(self, notice: Notice) -> None:
         if notice.level == "warning":
-            self._line(f"warning: {notice.message}")
+            self._line(f"warning: {printable(notice.message)}")
         elif self._level >= (1 if notice.level == "info" else 2):
-            self._line(notice.message)
+            self._line(printable(notice.message))
 
     def _transfer(self, event: Transfer) -> None:
         if event.state in ("exists", "mounted", "done"):
@@ -174,6 +183,13 @@ class Lines:
             self._progress.stop()
         self._progress = None
         self._tasks.clear()
+
+
+def printable(text: str) -> str:
+    """Text of ours that may quote an image: nothing in it steers a terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
+    )
 
 
 def table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...]) -> str:

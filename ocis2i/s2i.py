@@ -20,6 +20,7 @@ DESTINATION_LABELS = ("io.openshift.s2i.destination", "io.s2i.destination")
 ASSEMBLE_USER_LABEL = "io.openshift.s2i.assemble-user"
 ASSEMBLE_RUNTIME_USER_LABEL = "io.openshift.s2i.assemble-runtime-user"
 ASSEMBLE_INPUT_FILES_LABEL = "io.openshift.s2i.assemble-input-files"
+SOURCE_LOCATION_LABEL = f"{LABEL_NAMESPACE}build.source-location"
 DESCRIPTION_LABEL = "io.k8s.description"
 DISPLAY_NAME_LABEL = "io.k8s.display-name"
 
@@ -182,7 +183,8 @@ def parse_variable(text: str) -> tuple[str, str]:
     """Reads `NAME=VALUE` of `--env`; raises `UsageError`."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name:
-        raise UsageError(f"invalid variable `{text}`", hint="write it as NAME=VALUE")
+        shown = "=" if equals else text  # the value may be a password
+        raise UsageError(f"invalid variable `{shown}`", hint="write it as NAME=VALUE")
     if "\0" in text:
         raise UsageError(f"the value of variable `{name}` holds a NUL byte")
     if _as_utf8(text) != text:

@@ -72,8 +72,8 @@ def _number(environ: Mapping[str, str], name: str, unit: str, largest: int) -> i
     text = environ.get(name)
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) > largest:
+    if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) > largest:
         raise UsageError(
-            f"{name} is `{text}`", hint=f"it must be a number of {unit}, {largest} at most"
+            f"{name} is `{text[:40]}`", hint=f"it must be a number of {unit}, {largest} at most"
         )
     return int(text)

@@ -47,6 +47,8 @@ from ocis2i.reference import Digest, Reference
 REF_NAME = "org.opencontainers.image.ref.name"
 # Of an entry of the store's index: the repository that has layers which the store lacks.
 ORIGIN = "io.ocis2i.layers-from"
+# And the source that it was built from here.
+BUILT_FROM = "io.ocis2i.built-from"
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -249,26 +251,49 @@ class Store:
                 return Reference.parse(image.descriptor.annotations[ORIGIN])
         return None
 
+    def built_from(self, digest: Digest) -> str | None:
+        """The source of an image that was built into this store; it cannot say that itself."""
+        for image in self.images():
+            if image.descriptor.digest == digest and BUILT_FROM in image.descriptor.annotations:
+                return image.descriptor.annotations[BUILT_FROM]
+        return None
+
     def manifest(self, descriptor: Descriptor) -> Manifest | Index:
         """Reads a manifest or index by its descriptor."""
         return decode_manifest(read_document(self, descriptor), descriptor.media_type)
 
-    def put_image(self, encoded: Encoded, name: str, origin: Reference | None = None) -> None:
+    def put_image(
+        self,
+        encoded: Encoded,
+        name: str,
+        origin: Reference | None = None,
+        *,
+        built_from: str = "",
+    ) -> None:
         """Stores manifest and config and lets `name` point at them.
 
-        The layers must be there, or in the repository `origin`, which is remembered then.
+        The layers must be there, or in the repository `origin`, which is remembered then, as is
+        the source that the image was `built_from`.
         """
         self.add_document(encoded.config, encoded.config_descriptor)
-        self.put_manifest(encoded.manifest, encoded.descriptor, name, origin)
+        self.put_manifest(encoded.manifest, encoded.descriptor, name, origin, built_from=built_from)
 
     def put_manifest(
-        self, raw: bytes, descriptor: Descriptor, name: str, origin: Reference | None = None
+        self,
+        raw: bytes,
+        descriptor: Descriptor,
+        name: str,
+        origin: Reference | None = None,
+        *,
+        built_from: str = "",
     ) -> None:
         """Stores a manifest as it is and lets `name` (when not empty) point at it."""
         self.add_document(raw, descriptor)
         annotations = {REF_NAME: name} if name else {}
         if origin:
             annotations[ORIGIN] = str(origin)
+        if built_from:
+            annotations[BUILT_FROM] = built_from
         plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations)
 
         def change(images: list[StoredImage]) -> list[StoredImage]:

@@ -226,7 +226,7 @@ class Reader:
 
     def _finish(self, header: Header, records: dict[bytes, bytes]) -> Header:
         if header.kind == _GNU_SPARSE or any(key.startswith(b"GNU.sparse.") for key in records):
-            raise TarError(f"`{_show(header.name)}` is a sparse entry, which layers must not have")
+            raise TarError(f"`{_show(header.name)}` is a sparse entry, which is not supported")
         if header.kind in (b"\0", _CONTIGUOUS):
             # Before POSIX, a directory was a file whose name ends with a slash.
             old_directory = header.kind == b"\0" and header.name.endswith(b"/")

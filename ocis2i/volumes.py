@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ocis2i.errors import UsageError
 from ocis2i.runner import BindMount
+from ocis2i.s2i import absolute_path
 
+_RESERVED = frozenset({"/proc", "/sys", "/dev"})
 _ACCESS = {"ro": True, "rw": False}
 # SELinux labels and propagation: nothing to do without SELinux, and private is the only way here.
 _MEANINGLESS = frozenset({"z", "Z", "private", "rprivate", "rbind", "bind", "nosuid", "nodev"})
@@ -23,8 +25,10 @@ def parse_volume(text: str) -> BindMount:
             f"invalid volume `{text}`", hint="write it as /on/the/host:/in/the/container[:ro]"
         )
     source, target = Path(parts[0]), parts[1]
-    if not target.startswith("/") or target == "/":
+    if not target.startswith("/") or (target := absolute_path(target)) == "/":
         raise UsageError(f"invalid volume `{text}`: `{target}` must be an absolute path below `/`")
+    if target in _RESERVED or target.startswith("/proc/"):
+        raise UsageError(f"invalid volume `{text}`: the container has its own `{target}`")
     if not source.is_absolute():
         raise UsageError(
             f"invalid volume `{text}`: `{source}` is not an absolute path",

@@ -26,6 +26,7 @@ from ocis2i.agent import (
     container,
     extract,
     inject,
+    memory,
     mounts,
     running,
     transfer,
@@ -127,6 +128,11 @@ class Agent:
             occupied=request["occupied"],
         )
         return {"mounts": [list(mount) for mount in done.mounts], "places": _names(done.places)}
+
+    def keep(self, request: Request, _: list[int]) -> Reply:
+        """Puts files into a tmpfs on `directory`."""
+        memory.keep(request["directory"], request["files"])
+        return {}
 
     def transfer(self, request: Request, _: list[int]) -> Reply:
         """Copies `source` of the build `origin` into `directory` of the mounted tree `root`."""
@@ -267,6 +273,7 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "put": Agent.put,
     "make": Agent.make,
     "inject": Agent.inject,
+    "keep": Agent.keep,
     "transfer": Agent.transfer,
     "mount": Agent.mount,
     "unmount": Agent.unmount,

@@ -338,7 +338,10 @@ class _Placer:
         above, _, name = path.rpartition(b"/")
         fd = syscalls.open_in_root(self._root, above, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            before = os.fstat(fd)
             self._make_twin(fd, name, path, node)
+            if not self._keep_names:  # the layer shows nothing of it, so no new time either
+                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
         finally:
             os.close(fd)
 

@@ -385,6 +385,8 @@ def _is_opaque(path: str) -> bool:
 def _make_target(shim: int, base: int, target: Target) -> list[str]:
     """Makes a mount target in the shim where the image has none; the paths made."""
     found, missing = resolve(base, os.fsencode(target.path))
+    if not found and not missing:  # an image's link would have it over everything
+        raise AgentError("usage", f"`{target.path}` is `/` in the image: nothing can go there")
     if not missing:
         return []
     path = join(found, missing)
@@ -444,7 +446,14 @@ def _place_one(session: str, side: Side, upload: Upload) -> tuple[bytes, list[by
         raise AgentError("usage", f"`{upload.name}` is not in the session's directory")
     source = f"{session}/{upload.name}"
     give_away(source, upload.uid, upload.gid)
-    directory, made = _make_directories(side.into, side.base, parent)
+    try:
+        directory, made = _make_directories(side.into, side.base, parent)
+    except OSError as error:
+        raise AgentError(
+            "usage",
+            f"files cannot be placed at `{upload.path}`: {error.strerror}",
+            "choose another destination with --destination",
+        ) from error
     try:
         _give_made(directory, made, parent, upload.uid, upload.gid)
         os.rename(source, name, dst_dir_fd=directory)

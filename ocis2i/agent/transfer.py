@@ -121,7 +121,9 @@ class _Copier:
 
     def _make(self, fd: int, name: bytes) -> int:
         os.mkdir(name, 0o755, dir_fd=fd)
-        return os.open(name, DIRECTORY, dir_fd=fd)
+        made = os.open(name, DIRECTORY, dir_fd=fd)
+        os.fchmod(made, 0o755)  # in a setgid directory it is one too
+        return made
 
     def _entry(self, inside: Here, name: bytes, here: Here, as_name: bytes) -> None:
         facts = os.stat(name, dir_fd=inside.fd, follow_symlinks=False)

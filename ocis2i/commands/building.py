@@ -12,7 +12,13 @@ import typer
 
 from ocis2i.build import BuildResult, build
 from ocis2i.callback import check_callback_url
-from ocis2i.commands.context import Context, context, print_json, working_directory
+from ocis2i.commands.context import (
+    Context,
+    State,
+    context,
+    print_json,
+    working_directory,
+)
 from ocis2i.commands.flags import (
     ContainerFlags,
     DockerFlags,
@@ -33,8 +39,16 @@ from ocis2i.launch import LaunchSpec, launch
 from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
 from ocis2i.prune import discard
-from ocis2i.rebuild import Rebuild, plan_rebuild
-from ocis2i.reference import Digest, Platform, Reference, StoredLocation, parse_location
+from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
+from ocis2i.reference import (
+    Location,
+    Platform,
+    Reference,
+    RegistryLocation,
+    StoredLocation,
+    parse_location,
+)
+from ocis2i.report import printable
 from ocis2i.runner import Stdio
 from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file
 from ocis2i.s2ifile import command_line, merge, restore, save
@@ -300,10 +314,13 @@ def build_image(flags: BuildFlags, command: typer.Context) -> None:
     _check_conflicts(flags)
     with context(flags) as here:
         flags = _without_aliases(flags, here)
+        spec = _build_spec(flags, here)
+        if State.when_valid:
+            State.when_valid()
         if flags.as_dockerfile:
-            _export(flags, here)
-            return
-        _run_build(_build_spec(flags, here), flags, here, run=flags.run)
+            _export(spec, flags, here)
+        else:
+            _run_build(spec, flags, here, run=flags.run)
 
 
 def _build_as_saved(command: typer.Context) -> None:
@@ -311,9 +328,14 @@ def _build_as_saved(command: typer.Context) -> None:
     known, given = command_line(command)
     directory = working_directory()
     merged = merge(restore(directory), given, known)
-    warnings = (*merged.warnings, *save(directory, merged.arguments, known))
-    for sentence in warnings:
-        sys.stderr.write(f"warning: {sentence}\n")
+    for sentence in merged.warnings:
+        sys.stderr.write(f"warning: {printable(sentence)}\n")
+
+    def keep() -> None:
+        for sentence in save(directory, merged.arguments, known):
+            sys.stderr.write(f"warning: {printable(sentence)}\n")
+
+    State.when_valid = keep
     words = merged.arguments.argv(known)
     with command.command.make_context(command.info_name, words, parent=command.parent) as again:
         command.command.invoke(again)
@@ -323,6 +345,17 @@ def _check_conflicts(flags: BuildFlags) -> None:
     if flags.as_dockerfile is not None and flags.run:
         raise UsageError(
             "--run and --as-dockerfile exclude each other", hint="build the Dockerfile, then run it"
+        )
+    if flags.runtime_image == "":
+        raise UsageError("--runtime-image is empty", hint="name an image, or leave it out")
+    runtime_flags = {"assemble_runtime_user", "runtime_policy", "assemble_runtime"}
+    if given := sorted(runtime_flags & flags.given if flags.runtime_image is None else ()):
+        name = f"--{given[0].replace('_', '-')}".replace(
+            "--runtime-policy", "--runtime-pull-policy"
+        )
+        raise UsageError(
+            f"{name} has no meaning without --runtime-image",
+            hint="name the image that the artifacts go to",
         )
     if flags.as_dockerfile == "":
         raise UsageError("--as-dockerfile is empty", hint="name the Dockerfile to write")
@@ -478,9 +511,10 @@ def _build_environment(texts: list[str] | None, environment: Mapping[str, str]) 
 def _seconds(timestamp: str | None, settings: Settings) -> int | None:
     if timestamp is None:
         return settings.source_date_epoch
-    if not timestamp.isascii() or not timestamp.isdigit() or int(timestamp) > LAST_SECOND:
+    is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 20
+    if not is_number or int(timestamp) > LAST_SECOND:
         raise UsageError(
-            f"--timestamp is `{timestamp}`", hint="it must be a number of seconds since 1970"
+            f"--timestamp is `{timestamp[:40]}`", hint="it must be a number of seconds since 1970"
         )
     return int(timestamp)
 
@@ -502,14 +536,15 @@ def _run_build(
     spec: BuildSpec, flags: CommonBuildFlags, here: Context, *, run: bool = False
 ) -> None:
     with here.web() as web:
-        previous = _find_previous(spec, flags, here)
         try:
             result = build(spec, replace(here.tools, download=web.download))
         except Ocis2iError:
             if flags.callback_url:
                 web.call_back(flags.callback_url, success=False, labels={})
             raise
-        if previous and result.restored and previous != result.encoded.descriptor.digest:
+        previous = result.restored.digest if result.restored else None
+        same = previous == result.encoded.descriptor.digest
+        if flags.remove_previous and previous and not same:
             discard(here.store, previous, here.recorder)
         messages: tuple[str, ...] = ()
         if flags.callback_url:
@@ -522,14 +557,9 @@ def _run_build(
         print(f"{spec.name.name}@{digest}" if spec.name else digest)
     if run:
         sys.stdout.flush()
+        # The document is out: a second one, of how the image ended, would make it unreadable.
+        State.as_json = False
         _run_result(result, spec, here)
-
-
-def _find_previous(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> Digest | None:
-    if not (spec.incremental and flags.remove_previous and spec.name):
-        return None
-    found = here.store.find(spec.name)
-    return found.descriptor.digest if found else None
 
 
 def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
@@ -549,8 +579,7 @@ def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
         )
 
 
-def _export(flags: BuildFlags, here: Context) -> None:
-    spec = _build_spec(flags, here)
+def _export(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
     runtime = spec.runtime
     wanted = ExportSpec(
         source=spec.source,
@@ -592,13 +621,21 @@ def _export(flags: BuildFlags, here: Context) -> None:
         ("--push", flags.push),
         ("--output", bool(flags.output)),
         ("--callback-url", bool(flags.callback_url)),
+        ("--rm", flags.remove_previous),
+        ("--save-temp-dir", flags.save_temp_dir),
+        ("--timestamp", flags.timestamp is not None),
+        ("--compression", "compression" in flags.given),
+        ("--allow-leaks", flags.allow_leaks),
+        ("--isolation", flags.isolation is not None),
     ):
         if given:
             here.recorder.warn(f"{name} has no meaning with --as-dockerfile")
-    write_dockerfile(wanted, flags.as_dockerfile or "", here)
+    write_dockerfile(wanted, flags.as_dockerfile or "", here, as_json=flags.as_json)
 
 
-def write_dockerfile(wanted: ExportSpec, path: str, here: Context) -> None:
+def write_dockerfile(
+    wanted: ExportSpec, path: str, here: Context, *, as_json: bool = False
+) -> None:
     """Writes a Dockerfile and its context, and says where it is."""
     tools = here.tools
     with here.web() as web, here.store.in_use():
@@ -612,7 +649,10 @@ def write_dockerfile(wanted: ExportSpec, path: str, here: Context) -> None:
             stdin=tools.stdin,
         )
     sys.stderr.write(f"Application dockerfile generated in {written}\n")
-    print(written)
+    if as_json:
+        print_json({"version": 1, "state": "succeeded", "dockerfile": str(written)})
+    else:
+        print(written)
 
 
 # --- rebuild ----------------------------------------------------------------------------------
@@ -633,20 +673,29 @@ def rebuild_image(flags: RebuildFlags) -> None:
     if flags.callback_url:
         check_callback_url(flags.callback_url)
     with context(flags) as here:
+        location = parse_location(flags.image)
+        PullPolicy.parse(flags.runtime_policy)
+        tag = flags.tag or _tag_of(location, flags.image)
+        spec = _common_spec(flags, here, builder=flags.image, tag=tag)
         with here.store.in_use():
             found = obtain(
-                parse_location(flags.image),
-                Platform.parse(flags.platform) if flags.platform else None,
-                PullPolicy.parse(flags.pull_policy),
-                here.tools.places,
-                layers=False,
+                location, spec.platform, spec.pull_policy, here.tools.places, layers=False
             )
         plan = plan_rebuild(flags.image, found.image.config.runtime)
+        if here.store.built_from(found.manifest.descriptor.digest) != plan.source:
+            refuse_local_places(flags.image, plan)
         for sentence in plan.warnings:
             here.recorder.warn(sentence)
-        tag = flags.tag or flags.image
-        spec = _common_spec(flags, here, builder=plan.builder, tag=tag)
         _run_build(_as_recorded(spec, plan, here), flags, here)
+
+
+def _tag_of(location: Location, text: str) -> str:
+    """The name of the result when none is given: the image's own."""
+    if not isinstance(location, RegistryLocation):
+        raise UsageError(
+            f"`{text}` is no name for the result", hint="write: ocis2i rebuild IMAGE NEW-TAG"
+        )
+    return str(location.reference) if location.explicit else text
 
 
 def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
@@ -659,6 +708,7 @@ def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
             context_dir=plan.context_dir,
             copy=plan.copy,
         ),
+        builder=parse_location(plan.builder),
         description=plan.description,
         application_name=plan.application_name,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,12 +40,14 @@ class State:
     docker_only: tuple[str, ...] = ()
     recorder: Recorder | None = None
     as_json = False
+    # What is to be done once the arguments were found to be right.
+    when_valid: Callable[[], None] | None = None
 
     @classmethod
     def reset(cls) -> None:
         """As before any command."""
         cls.root, cls.log_level, cls.docker_only = None, 0, ()
-        cls.recorder, cls.as_json = None, False
+        cls.recorder, cls.as_json, cls.when_valid = None, False, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,9 @@ def context(flags: StoreFlags) -> Iterator[Context]:
         places = Places(store, registry, recorder)
         try:
             try:
-                tools = Tools(
-                    settings, places, recorder, working_directory(), stdin=sys.stdin.buffer
-                )
+                # Python has none for a descriptor that the caller closed.
+                stdin = sys.stdin.buffer if sys.stdin else None
+                tools = Tools(settings, places, recorder, working_directory(), stdin=stdin)
                 yield Context(tools, recorder, registries.tls_verify)
             finally:
                 show.close()
@@ -120,7 +122,7 @@ def context(flags: StoreFlags) -> Iterator[Context]:
 
 
 def _warn_of_docker(flags: StoreFlags, recorder: Recorder) -> None:
-    given = [*State.docker_only, *flags.docker_only()]
+    given = dict.fromkeys([*State.docker_only, *flags.docker_only()])
     if given:
         recorder.warn(f"{', '.join(given)}: ignored, ocis2i uses no Docker daemon")
 

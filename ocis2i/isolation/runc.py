@@ -35,8 +35,9 @@ class Runc:
         """Runs `spec` to its end; see `Runner`."""
         build = Path(rootfs.build)
         bundle = build / "bundle"
-        bundle.mkdir(exist_ok=True)
-        (bundle / "config.json").write_text(json.dumps(runtime_config(spec, rootfs.path)))
+        # In memory: it has the values of variables that are for the build alone.
+        config = json.dumps(runtime_config(spec, rootfs.path))
+        self._agent.request("keep", directory=str(bundle), files={"config.json": config})
         log = build / "runc.log"
         log.unlink(missing_ok=True)
         argv = [

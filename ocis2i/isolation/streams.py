@@ -22,7 +22,7 @@ _AGAIN_SECONDS = (0.5, 2.0)
 # What is still in a pipe when its process is gone comes at once; nobody who holds it is the
 # container's.
 _LAST_SECONDS = 2.0
-_LONGEST_LINE = 64 << 10
+LONGEST_LINE = 64 << 10
 _CHUNK = 64 << 10
 
 Post = Callable[..., None]
@@ -51,9 +51,9 @@ class LineSplitter:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._emit(line)
-        while len(self._rest) > _LONGEST_LINE:
-            self._emit(self._rest[:_LONGEST_LINE])
-            self._rest = self._rest[_LONGEST_LINE:]
+        while len(self._rest) > LONGEST_LINE:
+            self._emit(self._rest[:LONGEST_LINE])
+            self._rest = self._rest[LONGEST_LINE:]
 
     def close(self) -> None:
         """Passes on what is left without a line end."""

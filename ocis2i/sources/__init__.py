@@ -226,7 +226,7 @@ def _parse_path(path: Path, typed: str, options: _Options) -> Source:
         check_archive(path, typed)
         return _archive(path.absolute(), typed, options)
     if not options.copy and _is_repository(path):
-        url = typed if typed.startswith("file:") else str(path.absolute())
+        url = typed if typed.startswith("file://") else str(path.absolute())
         return _git_source(url, options, local=path.absolute())
     if options.ref is not None:
         # Upstream builds the directory as it is, whatever --ref says.

@@ -39,23 +39,39 @@ class Program:
     store: Path
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, *arguments: str | Path, timeout: float = 300, **variables: str) -> Done:
-        """Runs one command line to its end."""
-        done = subprocess.run(
-            [*ARGV, *map(str, arguments)],
-            env={**self.environment, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
+    def __call__(
+        self,
+        *arguments: str | Path,
+        timeout: float = 300,
+        cwd: Path | None = None,
+        stdin: Path | None = None,
+        **variables: str,
+    ) -> Done:
+        """Runs one command line to its end, with the file `stdin` as standard input."""
+        with Path(stdin or os.devnull).open("rb") as given:
+            done = subprocess.run(
+                [*ARGV, *map(str, arguments)],
+                env={**self.environment, **variables},
+                cwd=cwd,
+                stdin=given,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def ok(self, *arguments: str | Path, timeout: float = 300, **variables: str) -> Done:
+    def ok(
+        self,
+        *arguments: str | Path,
+        timeout: float = 300,
+        cwd: Path | None = None,
+        stdin: Path | None = None,
+        **variables: str,
+    ) -> Done:
         """Runs one command line that has to succeed."""
-        done = self(*arguments, timeout=timeout, **variables)
+        done = self(*arguments, timeout=timeout, cwd=cwd, stdin=stdin, **variables)
         assert done.code == 0, f"exit code {done.code}\n{done.out}\n{done.err}"
         return done
 

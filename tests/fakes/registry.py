@@ -139,6 +139,15 @@ class FakeRegistry:
         known[tag] = known[str(digest)] = (media_type, raw)
         return digest
 
+    def put_layout(self, repository: str, tag: str, layout: Path) -> str:
+        """Stores the first image of an OCI layout without a request; its name in this registry."""
+        for blob in sorted((layout / "blobs" / "sha256").iterdir()):
+            self.put_blob(repository, blob.read_bytes())
+        entry = json.loads((layout / "index.json").read_bytes())["manifests"][0]
+        raw = (layout / "blobs" / "sha256" / entry["digest"][7:]).read_bytes()
+        self.put_manifest(repository, tag, raw, entry["mediaType"])
+        return f"{self.host}/{repository}:{tag}"
+
     def fail(self, method: str, path: str, **how: Any) -> None:
         """Adds a `Fault`; `path` is searched for as a regular expression."""
         self.faults.append(Fault(method, path, **how))

@@ -296,7 +296,6 @@ def test_maven_settings_are_taken_without_what_is_this_hosts(host: Host) -> None
     assert "<password>a&lt;Passw0rd&amp;1</password>" in text
     assert values(mirrors) == {"a<Passw0rd&1"}
     assert mirrors.environment == {"MAVEN_SETTINGS_XML": "/run/ocis2i/settings.xml"}
-    assert mirrors.home_files == {".m2/settings.xml": "settings.xml"}
 
 
 def test_go_settings_of_the_environment_win_over_its_file(host: Host) -> None:
