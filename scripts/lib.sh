@@ -307,23 +307,6 @@ CONFIG
     die 1 "the registry does not start"
 }
 
-# Fills the array `pip_volumes` with `--volume HOST:CONTAINER:ro` pairs that let pip work in a
-# container as it does here: the host's settings and certificates, and its local indexes.
-# `pip_python` names a Python that has pip; without one, the settings are pip's defaults.
-make_pip_volumes() { # DIRECTORY
-    local directory=$1 certificates=
-    for certificates in "${PIP_CERT:-}" "${REQUESTS_CA_BUNDLE:-}" "${SSL_CERT_FILE:-}" \
-        /etc/ssl/certs/ca-certificates.crt; do
-        [[ ! -f $certificates ]] || break
-    done
-    mkdir -p "$directory"
-    { "${pip_python:-/usr/bin/python3}" -m pip config list 2>/dev/null || true; } |
-        /usr/bin/python3 -I "$(dirname "${BASH_SOURCE[0]}")/container_pip.py" "$directory" \
-            --cert "$certificates" --proxy "${https_proxy:-${HTTPS_PROXY:-}}" >"$directory/volumes"
-    # shellcheck disable=SC2034 # read by the scripts that use this file
-    mapfile -t pip_volumes <"$directory/volumes"
-}
-
 # --- times ---------------------------------------------------------------------------------------
 
 now() { date +%s.%N; }
