@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -163,9 +164,9 @@ def runnable(run: RunSpec, rootfs: Rootfs) -> RunSpec:
 
 def named_interpreter(head: str) -> str | None:
     """The program that the beginning of a script names in its first line."""
-    first, _, _ = head.partition("\n")
-    words = first.removeprefix("#!").split() if first.startswith("#!") else []
-    return words[0] if words else None
+    # Blanks and tabs alone separate (fs/binfmt_script.c): a carriage return is part of the name.
+    found = re.match(r"#![ \t]*([^ \t\n\0]+)", head)
+    return found[1] if found else None
 
 
 def needs_shell(head: str) -> bool:
@@ -190,10 +191,13 @@ def _check_interpreter(path: str, program: str | None, run: RunSpec, rootfs: Roo
     # What the user mounts is not there yet.
     mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
     if not mounted and rootfs.modes([program])[0] is None:
+        hint = "change its first line, or add the program to the image"
+        if program.endswith("\r"):
+            program, hint = program.replace("\r", "\\r"), "its lines end with \\r\\n: make them \\n"
         raise ScriptError(
             f"the script `{path}` needs `{program}`, which the image does not have",
             script_exit_code=127,
-            hint="change its first line, or add the program to the image",
+            hint=hint,
         )
 
 

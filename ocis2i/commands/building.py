@@ -630,11 +630,13 @@ def _export(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
     ):
         if given:
             here.recorder.warn(f"{name} has no meaning with --as-dockerfile")
-    write_dockerfile(wanted, flags.as_dockerfile or "", here, as_json=flags.as_json)
+    write_dockerfile(
+        wanted, flags.as_dockerfile or "", here, as_json=flags.as_json, quiet=flags.quiet
+    )
 
 
 def write_dockerfile(
-    wanted: ExportSpec, path: str, here: Context, *, as_json: bool = False
+    wanted: ExportSpec, path: str, here: Context, *, as_json: bool = False, quiet: bool = False
 ) -> None:
     """Writes a Dockerfile and its context, and says where it is."""
     tools = here.tools
@@ -648,7 +650,8 @@ def write_dockerfile(
             download=web.download,
             stdin=tools.stdin,
         )
-    sys.stderr.write(f"Application dockerfile generated in {written}\n")
+    if not quiet:
+        sys.stderr.write(f"Application dockerfile generated in {written}\n")
     if as_json:
         print_json({"version": 1, "state": "succeeded", "dockerfile": str(written)})
     else:

@@ -143,7 +143,7 @@ def generate(flags: GenerateFlags) -> None:
             environment=dict(map(parse_variable, flags.env or ())),
             assemble_user=flags.assemble_user,
         )
-        write_dockerfile(wanted, flags.output, here)
+        write_dockerfile(wanted, flags.output, here, quiet=flags.quiet)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -391,7 +391,7 @@ CASES = [
     Case("tag_is_a_url", 2, "http://", lambda w: [w.source, w.good, "http://localhost/app:1"]),
     Case("tag_is_a_digest", 2, "digest",
          lambda w: [w.source, w.good, f"app@sha256:{'0' * 64}"]),
-    Case("variable_without_name", 2, "=x", _build("-e", "=x")),
+    Case("variable_without_name", 2, "`=`", _build("-e", "=x")),
     Case("variable_without_value", 2, "NAME", _build("-e", "NAME")),
     Case("volume_of_nothing", 2, "there is no", _build("-v", "/no/such/place:/data")),
     Case("relative_volume", 2, "not an absolute path", _build("-v", "data:/data")),
@@ -408,14 +408,16 @@ CASES = [
     Case("unknown_level", 2, "99", _build("--compression-level", "99")),
     Case("bad_platform", 2, "linux", _build("--platform", "linux")),
     Case("unknown_flag", 2, "--frobnicate", _build("--frobnicate")),
-    Case("flag_not_there_yet", 2, "`--incremental` of s2i is not there yet",
-         _build("--incremental")),
-    Case("short_flag_not_there_yet", 2, "`-i` of s2i is not there yet", _build("-i", "/a:/b")),
-    Case("docker_flag", 2, "Docker daemon", _build("--url", "unix:///x")),
+    Case("unknown_short_flag", 2, "-Z", _build("-Z")),
+    Case("switch_with_value", 2, "--incremental", _build("--incremental=often")),
+    Case("too_many_words", 2, "unexpected extra argument", _build("one-more")),
+    Case("flag_not_there_yet", 2, "`--layers` is not there yet", _build("--layers", "app")),
     Case("missing_argument", 2, "missing argument", lambda w: [w.source]),
     Case("log_level", 2, "loglevel", _build("--loglevel", "9")),
     Case("output_transport", 2, "not a directory or file", _build("-o", "docker://x/y")),
-    Case("scripts_over_http", 2, "HTTP", _build("--scripts-url", "http://localhost/s")),
+    Case("scripts_of_nobody", 4, "127.0.0.1",
+         lambda w: [w.source, w.good, TAG,
+                    "--scripts-url", f"http://127.0.0.1:{_closed_port()}/s"]),
     Case("exclude", 2, "exclude", _build("--exclude", "(")),
     Case("relative_destination", 2, "--destination", _build("--destination", "tmp")),
     Case("unknown_user", 4, "nobody-here", _build("--assemble-user", "nobody-here")),
@@ -438,7 +440,6 @@ CASES = [
 @same("source.empty-repository")
 @better("exit.empty-repository", "3")
 @better("exit.usage", "2")
-@same("image.tag-with-digest")
 @pytest.mark.sandbox
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_clear_error_and_nothing_half_written(
@@ -501,8 +502,10 @@ def _wait_for(command: list[str], process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rebuild", "app:1"], "`rebuild` is not there yet"),
-        (["usage", "builder"], "`usage` is not there yet"),
+        (["rebuild"], "missing argument"),
+        (["usage"], "missing argument"),
+        (["build", ".", "builder", "--ref"], "--ref"),
+        (["lint", "builder"], "`lint` is not there yet"),
         (["frobnicate"], "frobnicate"),
         (["run"], "missing argument"),
         (["run", "--frobnicate", "app:1"], "--frobnicate"),

@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
+from tests.contract import better, same
 from tests.fakes.images import Layer, _architecture, _busybox_layer, busybox_builder, make_layout
 from tests.fakes.program import Done, Program
 
@@ -94,6 +96,8 @@ def base(tmp_path: Path) -> str:
     return f"oci:{tmp_path / 'base'}:base:latest"
 
 
+@same("create")
+@better("create.works", "it needs buildah and ocis2i; the base is chosen by `BASE`")
 @needs("buildah", "make", "curl")
 def test_generated_repository_passes_its_own_test(repository: Repository, base: str) -> None:
     done = repository.call("make", "test", BASE=base)
@@ -199,12 +203,38 @@ def only_child(pid: int) -> int:
 # --- the verb ---------------------------------------------------------------------------------
 
 
+@same("create.files")
+@better("create.modes", "the rest is as the umask has it, for others to read")
+def test_create_writes_these_files(ocis2i: Program, tmp_path: Path) -> None:
+    path = tmp_path / "repository"
+    done = ocis2i.ok("create", "acme/static", path)
+    found = {
+        str(one.relative_to(path)): stat.S_IMODE(one.stat().st_mode)
+        for one in path.rglob("*")
+        if one.is_file()
+    }
+    assert found == {
+        "s2i/bin/assemble": 0o755,
+        "s2i/bin/run": 0o755,
+        "s2i/bin/save-artifacts": 0o755,
+        "s2i/bin/usage": 0o755,
+        "Dockerfile": 0o644,
+        "Makefile": 0o644,
+        "README.md": 0o644,
+        "test/run": 0o755,
+        "test/test-app/index.html": 0o644,
+    }
+    assert sorted(done.out.splitlines()) == sorted(f"written  {path}/{name}" for name in found)
+    assert done.err == ""
+
+
+@better("create.existing", "are left alone, and named on standard output")
 def test_create_keeps_what_is_there(ocis2i: Program, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM mine\n")
     done = ocis2i.ok("create", "acme/static", tmp_path)
     assert (tmp_path / "Dockerfile").read_text() == "FROM mine\n"
     assert (tmp_path / "s2i" / "bin" / "assemble").stat().st_mode & 0o777 == 0o755
-    assert "Dockerfile" in done.out + done.err
+    assert f"kept  {tmp_path}/Dockerfile\n" in done.out
     assert not ocis2i.store.exists()
 
 

@@ -317,7 +317,6 @@ def test_user_of_the_image_is_not_the_assemble_user(bench: Bench) -> None:
     assert bench.config["User"] == "1001"
 
 
-@refused("onbuild", "there is no Dockerfile inside an image that could be run")
 @same("OnBuildForbidden")
 def test_onbuild_is_refused(bench: Bench) -> None:
     builder = bench.builder_with({"OnBuild": ["COPY . /src", "RUN make"]})
@@ -956,35 +955,6 @@ def test_script_whose_interpreter_is_missing_fails_and_says_so(
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, *options)
     assert (done.code, done.document["script_exit_code"]) == (7, 127)
     assert "`/no/such/shell`" in done.err
-
-
-@pytest.mark.parametrize("verb", ["rebuild", "create", "generate", "usage", "completion"])
-def test_verbs_that_are_not_there_yet_are_refused_by_name(bench: Bench, verb: str) -> None:
-    done = bench.ocis2i(verb, "a", "b")
-    assert done.code == 2
-    assert f"`{verb}` is not there yet" in done.err
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        *("--incremental", "--runtime-image=x", "-ia:b", "-Ex", "--as-dockerfile=x"),
-        *("--network=none", "-u1-", "--rm", "--cap-drop=ALL", "--add-host=a:1", "--run"),
-    ],
-)
-def test_options_of_s2i_that_are_not_there_yet_are_refused_by_name(
-    bench: Bench, option: str
-) -> None:
-    name = option.partition("=")[0] if option.startswith("--") else option[:2]
-    done = bench.ocis2i("build", bench.source(), "oci:/nowhere", bench.tag, option)
-    assert done.code == 2
-    assert f"`{name}` of s2i is not there yet" in done.err
-
-
-def test_option_of_a_docker_daemon_is_refused_by_name(bench: Bench) -> None:
-    done = bench.ocis2i("build", bench.source(), "oci:/nowhere", bench.tag, "--url=unix:///x")
-    assert done.code == 2
-    assert "`--url` speaks of a Docker daemon" in done.err
 
 
 # --- stopping ---------------------------------------------------------------------------------

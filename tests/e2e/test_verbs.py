@@ -27,7 +27,9 @@ from tests.fakes.program import ARGV, Program, program
 
 APP = "app:1"
 FULL_NAME = "docker.io/library/app:1"
-VERBS = "build pull push images inspect rm prune run version".split()
+VERBS = """
+build rebuild usage create generate pull push images inspect rm prune run completion version
+""".split()
 EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
 
 pytestmark = pytest.mark.sandbox

@@ -22,9 +22,9 @@ WORDS = "the canary sings qZ7vK2xW9"
 class Canary:
     """A file with words of its own, in a directory that is not part of any source."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "canary") -> None:
         directory.mkdir(parents=True)
-        self.path = directory / "canary"
+        self.path = directory / name
         self.path.write_text(WORDS + "\n")
         self._state = _state(self.path)
 

@@ -129,6 +129,22 @@ def test_runtime_image_is_a_second_stage() -> None:
     ]
 
 
+def test_scripts_that_only_a_shell_can_start_are_started_by_one() -> None:
+    places = scripts(script("assemble", taken=True), script("run", taken=True))
+    plan = replace(PLAN, scripts=places, shell_scripts=frozenset({"assemble", "run"}))
+    assert 'RUN ["/bin/sh", "/tmp/scripts/assemble"]' in body(plan)
+    assert 'CMD ["/tmp/scripts/run"]' in body(plan)
+    runtime = RuntimeStage(
+        "runtime",
+        RuntimeConfig(),
+        (Artifact("/a", "/a"),),
+        scripts(script("run"), script("assemble-runtime", taken=True)),
+    )
+    plan = replace(PLAN, runtime=runtime, shell_scripts=frozenset({"assemble-runtime"}))
+    assert 'RUN ["/bin/sh", "/tmp/scripts/assemble-runtime"]' in body(plan)
+    assert 'RUN ["/usr/libexec/s2i/assemble"]' in body(plan)
+
+
 def test_incremental_build_begins_with_the_previous_image() -> None:
     saves = scripts(*PLAN.scripts.places.values(), script("save-artifacts", taken=True))
     lines = body(replace(PLAN, scripts=saves, previous="app:1", platform="linux/arm64"))

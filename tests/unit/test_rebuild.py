@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.errors import ImageError, exit_code_of
+from ocis2i.errors import ImageError, PolicyError, exit_code_of
 from ocis2i.manifest import RuntimeConfig
-from ocis2i.rebuild import Rebuild, is_remote, lost_secret, plan_rebuild
+from ocis2i.rebuild import (
+    Rebuild,
+    is_remote,
+    lost_secret,
+    plan_rebuild,
+    refuse_local_places,
+)
 from ocis2i.s2i import SourceInfo, generated_labels, redact_url
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -217,3 +223,27 @@ def test_any_labels_are_a_rebuild_or_an_image_error(labels: dict[str, str]) -> N
         assert error.hint
     else:
         assert plan.builder and plan.source
+
+
+# --- images that somebody else made ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "place"),
+    [
+        (Rebuild(BUILDER, "/home/jane", is_local=True), "source `/home/jane`"),
+        (Rebuild("oci:/home/jane/images:b", URL), "builder `oci:/home/jane/images:b`"),
+        (Rebuild("docker-archive:b.tar", URL), "builder `docker-archive:b.tar`"),
+    ],
+)
+def test_places_of_this_host_are_refused(plan: Rebuild, place: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        refuse_local_places("app:1", plan)
+    assert "`app:1`" in caught.value.message
+    assert place in caught.value.message
+
+
+def test_places_far_away_are_not_refused() -> None:
+    plan = planned()
+    assert not plan.is_local
+    refuse_local_places("app:1", plan)

@@ -225,6 +225,7 @@ def test_what_is_no_archive_hears_what_would_be(
 @pytest.mark.parametrize(
     "data",
     [gzip.compress(b"no tar"), bz2.compress(b"no tar" * 200), lzma.compress(b""), TAR[:512]],
+    ids=["gzip", "bzip2", "xz", "cut"],
 )
 def test_compressed_data_that_is_no_tar_is_refused(fetched: Fetcher, data: bytes) -> None:
     with pytest.raises(SourceError):
