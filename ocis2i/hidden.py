@@ -11,12 +11,11 @@ from typing import BinaryIO, Literal
 from ocis2i.confidential import Secret, secrets_of_file, secrets_of_variable
 from ocis2i.errors import Ocis2iError
 from ocis2i.events import Event, Notice, Report, ScriptOutput, StageEnded, StageStarted
-from ocis2i.injections import read_content, read_injections
+from ocis2i.injections import InjectedFile, read_content, read_injections
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.streams import LONGEST_LINE
 from ocis2i.leaks import Finder, leak_error
 from ocis2i.mirrors import MIRRORS_DIRECTORY, host_mirrors
-from ocis2i.rootfs import Injected
 from ocis2i.runner import BindMount
 from ocis2i.settings import Settings
 from ocis2i.spec import SecretSpec
@@ -32,7 +31,7 @@ class Hidden:
     container by `Rootfs.inject`.
     """
 
-    injected: tuple[Injected, ...]
+    injected: tuple[InjectedFile, ...]
     environment: Mapping[str, str]
     mounts: tuple[BindMount, ...]
     finder: Finder
@@ -160,10 +159,7 @@ def hide(
         mounts += tuple(
             BindMount(str(one), str(one), read_only=True) for one in mirrors.directories
         )
-    injected = tuple(
-        Injected(one.source, one.target, one.top, one.directory, one.keep) for one in files
-    )
-    return Hidden(injected, environment, mounts, Finder(secrets), spec.allow_leaks)
+    return Hidden(files, environment, mounts, Finder(secrets), spec.allow_leaks)
 
 
 def _mount_files(

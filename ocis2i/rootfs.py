@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocis2i.injections import InjectedFile
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.runner import BindMount
@@ -20,21 +21,6 @@ class Upload:
     path: str
     uid: int
     gid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Injected:
-    """A regular file of the host (`source`, its real path) for the run at `target`.
-
-    `top` is where its whole injection goes: the target itself, or a `directory` above it. What is
-    to `keep` is put into the image like any file.
-    """
-
-    source: str
-    target: str
-    top: str
-    directory: bool
-    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +102,7 @@ class Rootfs:
         return absolute
 
     def inject(
-        self, items: Sequence[Injected], *, uid: int, gid: int, keep_names: bool
+        self, items: Sequence[InjectedFile], *, uid: int, gid: int, keep_names: bool
     ) -> tuple[BindMount, ...]:
         """Gives files of the host to the run: the mounts for its `RunSpec`, after `place`.
 

@@ -57,6 +57,11 @@ def source(tmp_path: Path) -> Path:
     return directory
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their length: compressed ones hold the time at which they were made."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 def needs(*names: str) -> pytest.MarkDecorator:
     """Skips where one of these programs is not installed."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"

@@ -18,9 +18,10 @@ import pytest
 
 from ocis2i.artifacts import extract
 from ocis2i.errors import ImageError, Ocis2iError, PolicyError, UsageError
+from ocis2i.injections import InjectedFile
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.runc import Runc
-from ocis2i.rootfs import Copied, Injected, Rootfs, Upload, prepare
+from ocis2i.rootfs import Copied, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, Runner, RunSpec, Stdio
 from ocis2i.s2i import Identity
 from ocis2i.store import LayerRecord
@@ -557,7 +558,7 @@ def test_a_session_with_several_trees_leaves_nothing_mounted(desk: Desk) -> None
     for tree in trees:
         tree.mount()
     (desk.session / "f").write_text("x")
-    trees[0].inject([Injected(str(desk.session / "f"), "/f", "/f", directory=False)],
+    trees[0].inject([InjectedFile(str(desk.session / "f"), "/f", "/f", directory=False)],
                     uid=0, gid=0, keep_names=False)  # fmt: skip
     assert len(desk.mountpoints()) == 7
     desk.sandbox.agent.request("release", build=str(desk.session))
@@ -593,16 +594,16 @@ def secret(desk: Desk, name: str, text: str = SECRET) -> str:
     return str(path)
 
 
-def file(desk: Desk, target: str, text: str = SECRET, *, keep: bool = False) -> Injected:
+def file(desk: Desk, target: str, text: str = SECRET, *, keep: bool = False) -> InjectedFile:
     """An injection of one file."""
     source = secret(desk, target.replace("/", "_"), text)
-    return Injected(source, target, target, directory=False, keep=keep)
+    return InjectedFile(source, target, target, directory=False, keep=keep)
 
 
-def directory(desk: Desk, top: str, *names: str, keep: bool = False) -> list[Injected]:
+def directory(desk: Desk, top: str, *names: str, keep: bool = False) -> list[InjectedFile]:
     """An injection of a directory with files."""
     return [
-        Injected(
+        InjectedFile(
             secret(desk, f"dir/{name}"), posixpath.join(top, name), top, directory=True, keep=keep
         )
         for name in names
@@ -610,7 +611,7 @@ def directory(desk: Desk, top: str, *names: str, keep: bool = False) -> list[Inj
 
 
 def injected(
-    rootfs: Rootfs, items: Sequence[Injected], *, keep_names: bool = False
+    rootfs: Rootfs, items: Sequence[InjectedFile], *, keep_names: bool = False
 ) -> tuple[BindMount, ...]:
     """The mounts for user 1001."""
     return rootfs.inject(items, uid=UID, gid=0, keep_names=keep_names)
@@ -761,7 +762,7 @@ def test_kept_files_are_files_of_the_layer(desk: Desk) -> None:
     assert members["etc/f"].size == 3
 
 
-WRONG: dict[str, tuple[Callable[[Desk], list[Injected]], str]] = {
+WRONG: dict[str, tuple[Callable[[Desk], list[InjectedFile]], str]] = {
     "no directory": (
         lambda desk: [file(desk, "/none/f")],
         r'destination directory for ".*_none_f" injection must exist in container \("/none/f"\)',
@@ -805,7 +806,7 @@ def test_only_files_are_injected(desk: Desk) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(place / "socket"))
         for name in ("pipe", "link", "d", "socket", "none"):
-            item = Injected(str(place / name), "/tmp/f", "/tmp/f", directory=False)
+            item = InjectedFile(str(place / name), "/tmp/f", "/tmp/f", directory=False)
             with pytest.raises(UsageError, match=f"`{place}/{name}` cannot be injected"):
                 injected(desk.rootfs(f"x-{name}"), [item])
 

@@ -208,7 +208,7 @@ def test_every_entry_on_a_runtime_image_has_the_expected_mode_and_owner(
     assert bench.result().config["User"] == user
 
 
-@same("image.below-volumes")
+@better("image.below-volumes", "it is in the layer")
 def test_what_assemble_writes_below_a_volume(bench: Bench) -> None:
     data = Layer().dir("data").file("data/old", "of the builder")
     scripts = sh("echo new >/data/new", "rm /data/old")

@@ -276,13 +276,6 @@ def test_missing_script_of_the_image_is_one_clear_error(bench: Bench) -> None:
     assert "has no script `/usr/libexec/s2i/run`" in done.err
 
 
-def test_scripts_over_http_are_refused_by_name(bench: Bench) -> None:
-    url = ("--scripts-url", "http://127.0.0.1:1/scripts")
-    done = bench.ocis2i("build", bench.source(), bench.builder(), bench.tag, *url)
-    assert done.code == 2
-    assert "--scripts-url" in done.err
-
-
 # --- the config of the result -----------------------------------------------------------------
 
 
