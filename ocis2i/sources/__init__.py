@@ -91,14 +91,18 @@ def _fetch(
         case ArchiveSource():
             return fetch_archive(source, into, stdin=stdin, settings=settings, report=report)
         case DirSource():
-            return fetch_directory(source, into, report)
+            return _copy(source, into, settings, report)
         case GitSource():
             program = find_git(settings)
             if program is not None:
                 return fetch_repository(
                     source, into, program=program, settings=settings, report=report
                 )
-            return fetch_directory(_as_directory(source, report), into, report)
+            return _copy(_as_directory(source, report), into, settings, report)
+
+
+def _copy(source: DirSource, into: Path, settings: Settings, report: Report) -> SourceInfo:
+    return fetch_directory(source, into, report, followed_limit_bytes=settings.layer_limit)
 
 
 def _as_directory(source: GitSource, report: Report) -> DirSource:

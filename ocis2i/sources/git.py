@@ -99,7 +99,13 @@ def fetch_repository(
         if not source.ignore_submodules:
             _fetch_submodules(git, source.depth)
         info = _describe(git, source)
-        order = CopyOrder(source.context_dir, source.exclude, links="unfold", checkout=True)
+        order = CopyOrder(
+            source.context_dir,
+            source.exclude,
+            links="unfold",
+            checkout=True,
+            followed_limit_bytes=settings.layer_limit,
+        )
         copy_tree(git.directory, into, order, report)
     return info
 

@@ -99,10 +99,19 @@ class Real:
     inside: bool = True
 
 
-def fetch_directory(source: DirSource, into: Path, report: Report) -> SourceInfo:
+def fetch_directory(
+    source: DirSource,
+    into: Path,
+    report: Report,
+    *,
+    followed_limit_bytes: int = DEFAULT_LAYER_LIMIT,
+) -> SourceInfo:
     """Copies `source` into the empty directory `into`. Raises `SourceError`."""
     order = CopyOrder(
-        source.context_dir, source.exclude, "keep" if source.keep_symlinks else "follow"
+        source.context_dir,
+        source.exclude,
+        "keep" if source.keep_symlinks else "follow",
+        followed_limit_bytes=followed_limit_bytes,
     )
     copy_tree(source.path, into, order, report)
     return SourceInfo(location=source.typed, context_dir=source.context_dir)

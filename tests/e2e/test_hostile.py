@@ -6,11 +6,13 @@ nobody opens it, and its words are neither in an image nor in the log nor in the
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
 import subprocess
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,6 +106,32 @@ def check_refused(bench: Bench, done: Done, *said: str, code: int = 3) -> None:
 def links_of_the_layer(bench: Bench) -> dict[str, str]:
     members = bench.result().members()
     return {name: one.linkname for name, one in members.items() if one.issym()}
+
+
+# --- the canary itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deed", ["open", "write", "chmod", "replace", "add"])
+def test_canary_notices_what_is_done_to_it(canary: Canary, deed: str) -> None:
+    path = canary.path
+    deeds: dict[str, Callable[[], object]] = {
+        "open": path.read_text,
+        "write": lambda: path.write_text("other"),
+        "chmod": lambda: path.chmod(0o600),
+        "replace": lambda: path.with_name("new").rename(path),
+        "add": path.with_name("beside").touch,
+    }
+    if deed == "replace":
+        path.with_name("new").write_text(WORDS)
+    with pytest.raises(AssertionError), canary.watched():
+        deeds[deed]()
+
+
+def test_words_of_the_canary_are_found_in_compressed_files(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(gzip.compress(f"x{WORDS}x".encode()))
+    (tmp_path / "plain").write_text(WORDS)
+    (tmp_path / "other").write_text("nothing")
+    assert sorted(files_with(WORDS, tmp_path)) == [str(tmp_path / n) for n in ("blob", "plain")]
 
 
 # --- trees: each as a copy, as a clone and as an archive --------------------------------------
@@ -287,10 +315,9 @@ def test_link_out_is_at_most_a_link(bench: Bench, canary: Canary, plain: str, wa
     assert {name: found[f"tmp/src/{name}"] for name in links} == links
 
 
-@same("source.link-loops")
-@pytest.mark.parametrize("way", [as_copy, as_archive])
+@pytest.mark.parametrize("way", ["copy", pytest.param("clone", marks=needs("git")), "archive"])
 def test_links_that_multiply_come_to_an_end(
-    bench: Bench, canary: Canary, plain: str, way: Way
+    bench: Bench, canary: Canary, plain: str, way: str
 ) -> None:
     # Two links a level, forty levels: a million million files.
     tree = make_tree(bench)
@@ -299,15 +326,15 @@ def test_links_that_multiply_come_to_an_end(
         for name in ("a", "b"):
             (tree / f"level{level}/{name}").symlink_to(f"../level{level + 1}")
     (tree / "level40").mkdir()
-    (tree / "level40/file").write_text("x" * 1000)
-    *flags, source = way(tree)
-    done = build(bench, canary, plain, source, *flags, OCIS2I_LAYER_LIMIT="100000")
-    if way is as_archive:
-        # There they are kept: what a link leads to is inside.
-        assert done.code == 0, done.err
-        assert links_of_the_layer(bench)["tmp/src/level0/a"] == "../level1"
-    else:
-        check_refused(bench, done, "links in the source lead to more than")
+    (tree / "level40/file").write_text("x" * 1_000_000)
+    (tree / "web").mkdir()
+    (tree / "web/start").symlink_to("../level0")
+    *flags, source = {"copy": as_copy, "clone": as_clone, "archive": as_archive}[way](tree)
+    # What a link inside of an archive or a clone leads to is there, unless it is elsewhere.
+    context = ("--context-dir", "web") if way != "copy" else ()
+    limit = "8000000"  # bytes; enough for the builder
+    done = build(bench, canary, plain, source, *flags, *context, OCIS2I_LAYER_LIMIT=limit)
+    check_refused(bench, done, f"links in the source lead to more than {limit} bytes")
 
 
 # --- archives ---------------------------------------------------------------------------------
@@ -446,7 +473,9 @@ def zipped(path: Path, *members: tuple[str, bytes, int]) -> Path:
             info = zipfile.ZipInfo("x")
             info.filename, info.create_system = name, 3
             info.external_attr = mode << 16
-            archive.writestr(info, data)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a name that is there twice
+                archive.writestr(info, data)
     return path
 
 
@@ -459,7 +488,6 @@ FILE, LINK = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
     [
         ("absolute", "leads out of it"),
         ("climbing", "leads out of it"),
-        ("backslashes", "leads out of it"),
         ("through a link", "which is no directory"),
         ("link", "leads out of the source"),
         ("twice", "is there twice"),
@@ -475,7 +503,6 @@ def test_zip_writes_nothing_outside(
     members = {
         "absolute": [(path, data, FILE)],
         "climbing": [(f"{UP}.{path}", data, FILE)],
-        "backslashes": [("..\\..\\outside\\canary", data, FILE)],
         "through a link": [("d", outside, LINK), ("d/canary", data, FILE)],
         "link": [("stolen", os.fsencode(path), LINK)],
         "twice": [("stolen", os.fsencode(path), LINK), ("stolen", data, FILE)],
