@@ -137,18 +137,14 @@ def plan_runtime(
 
 
 def _must_be_seen(runtime: RuntimeConfig, artifacts: Sequence[PathPair]) -> bool:
-    """Whether what is at the artifacts' places in the image decides how they have to be written.
+    """Whether artifacts go to a place that is a link in most distributions.
 
-    A layer made without looking replaces links, and engines that unpack it by itself show the
-    directories above its entries as root's, 0755. That is what `WORKDIR` makes, and does no harm
-    where root runs; at places that are links in most distributions it does.
+    A layer that was made without looking would replace the link, and with it what it leads to.
     """
-    is_root = runtime.user.partition(":")[0] in ("", "0", "root")
     for pair in artifacts:
-        directory = posixpath.join(runtime.working_dir or "/", pair.destination)
-        target = posixpath.normpath(posixpath.join("/", directory, posixpath.basename(pair.source)))
-        parts = target.strip("/").split("/")
-        if parts[0] in _OFTEN_LINKS or (len(parts) > 1 and not is_root):
+        directory = posixpath.join("/", runtime.working_dir, pair.destination)
+        target = posixpath.normpath(posixpath.join(directory, posixpath.basename(pair.source)))
+        if target.strip("/").split("/")[0] in _OFTEN_LINKS:
             return True
     return False
 
