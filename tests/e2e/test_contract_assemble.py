@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import pytest
 
 from tests.conftest import needs
 from tests.contract import better, refused, same
-from tests.fakes.bench import RUN, Bench, facts, offer, told, warnings
+from tests.fakes.bench import RUN, Bench, facts, offer, sh, told, warnings
 from tests.fakes.images import BUSYBOX, HOME, Layer
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import FakeWeb
 
@@ -29,35 +28,12 @@ ASSEMBLE_USER = "io.openshift.s2i.assemble-user"
 SCRIPTS_URL = {"io.openshift.s2i.scripts-url": "image:///usr/libexec/s2i"}
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("assemble")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-def sh(*lines: str) -> dict[str, str | None]:
-    """Scripts of a builder whose assemble runs these lines of shell."""
-    return {"assemble": "\n".join(["#!/bin/sh", "set -e", *lines, ""]), "run": RUN}
-
-
-def build(bench: Bench, builder: str, *flags: str | Path) -> Done:
-    return bench.ocis2i.ok("build", bench.source(), builder, bench.tag, *flags)
-
-
 def fail(bench: Bench, builder: str, *flags: str | Path) -> Done:
     """A build that has to fail with a sentence, and leaves no image behind."""
-    done = bench.ocis2i("build", bench.source(), builder, bench.tag, *flags)
+    done = bench.attempt(builder, *flags)
     assert done.code != 0
     assert "Traceback" not in done.err
-    index = bench.ocis2i.layout / "index.json"
-    assert not index.exists() or f"/{bench.tag}" not in index.read_text()
+    assert not bench.is_stored
     return done
 
 
@@ -73,7 +49,7 @@ def test_a_script_without_a_first_line_is_run_by_the_shell(
 ) -> None:
     builder = bench.image("builder", {"assemble": None, "run": RUN})
     bench.source({".s2i/bin/assemble": first + PLAIN})
-    done = build(bench, builder, "--isolation", executor)
+    done = bench.built(builder, "--isolation", executor)
     assert told(done)["said"] == "/tmp/scripts/assemble 0"
     assert bench.result().config["Cmd"] == ["/usr/libexec/s2i/run"]
     assert facts(bench.result())["opt/app-root/src/made"] == "0644 1001:0"
@@ -81,7 +57,7 @@ def test_a_script_without_a_first_line_is_run_by_the_shell(
 
 def test_a_script_of_the_image_without_a_first_line_is_run_by_the_shell(bench: Bench) -> None:
     builder = bench.image("builder", {"assemble": PLAIN, "run": RUN, "usage": "echo how to\n"})
-    assert told(build(bench, builder))["said"] == "/usr/libexec/s2i/assemble 0"
+    assert told(bench.built(builder))["said"] == "/usr/libexec/s2i/assemble 0"
     assert bench.ocis2i.ok("usage", builder).out == "how to\n"
 
 
@@ -90,11 +66,11 @@ def test_other_scripts_without_a_first_line_are_run_by_the_shell(bench: Bench) -
     builder = bench.image("builder", scripts)
     save = 'cd "$HOME"; echo "old: yes" >old; tar -cf - old\n'
     bench.source({".s2i/bin/save-artifacts": save})
-    build(bench, builder)
-    assert told(build(bench, builder, "--incremental"))["old"] == "yes"
+    bench.built(builder)
+    assert told(bench.built(builder, "--incremental"))["old"] == "yes"
     runtime = bench.image("runtime", {"run": RUN, "assemble-runtime": 'echo "in: $(pwd)"\n'})
     words = ("--runtime-image", runtime, "-a", "/etc/passwd:.")
-    assert told(build(bench, builder, *words))["in"] == HOME
+    assert told(bench.built(builder, *words))["in"] == HOME
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -128,7 +104,7 @@ def test_destination_may_have_any_characters(bench: Bench, place: str) -> None:
     builder = bench.image("builder", {"assemble": None, "run": RUN})
     script = '#!/bin/sh\necho "self: $0"\ncat "$(dirname "$0")/../src/index.html"\n'
     bench.source({".s2i/bin/assemble": script, ".s2i/bin/run": RUN})
-    done = build(bench, builder, "--destination", place)
+    done = bench.built(builder, "--destination", place)
     assert told(done)["self"] == f"{place}/scripts/assemble"
     assert "\nhello\n" in done.err
     assert bench.result().config["Cmd"] == [f"{place}/scripts/run"]
@@ -144,7 +120,7 @@ def test_words_of_a_script_decide_nothing(bench: Bench, code: int) -> None:
         f"exit {code}",
     )
     builder = bench.image("builder", sh(*lines))
-    done = (fail if code else build)(bench, builder)
+    done = fail(bench, builder) if code else bench.built(builder)
     assert done.code == (7 if code else 0)
     assert done.err.count("npm start: not found") == 1
 
@@ -189,7 +165,7 @@ def test_variables_that_shells_start_with_reach_the_scripts(bench: Bench) -> Non
     names = ("BASH_ENV", "ENV", "PROMPT_COMMAND")
     env = [f"{name}=/opt/app-root/etc/scl_enable" for name in names]
     builder = bench.image("builder", sh("env"), {"Env": [*env, "PATH=/bin"]})
-    log = build(bench, builder).err.splitlines()
+    log = bench.built(builder).err.splitlines()
     assert set(env) <= set(log)
     assert bench.result().config["Env"] == [*env, "PATH=/bin"]
 
@@ -208,8 +184,8 @@ def test_assemble_goes_through_the_entrypoint_when_asked(bench: Bench, executor:
         [layer],
     )
     around = ("--isolation", executor)
-    assert told(build(bench, builder, *around))["activated"] == "no"
-    done = build(bench, builder, "--via-entrypoint", *around)
+    assert told(bench.built(builder, *around))["activated"] == "no"
+    done = bench.built(builder, "--via-entrypoint", *around)
     assert told(done)["entrypoint"] == "env /usr/libexec/s2i/assemble"
     assert told(done)["activated"] == "yes"
     assert "Entrypoint" not in bench.result().config
@@ -225,7 +201,7 @@ def test_entrypoint_whose_interpreter_is_missing_is_named(bench: Bench) -> None:
 
 def test_entrypoint_of_the_base_is_kept_when_asked(bench: Bench) -> None:
     builder = bench.image("builder", sh(), {"Entrypoint": ["container-entrypoint"]})
-    build(bench, builder, "--keep-entrypoint")
+    bench.built(builder, "--keep-entrypoint")
     assert bench.result().config["Entrypoint"] == ["container-entrypoint"]
     assert bench.result().config["Cmd"] == ["/usr/libexec/s2i/run"]
 
@@ -241,8 +217,8 @@ def test_assemble_has_the_network_unless_it_is_taken_away(bench: Bench, executor
     with FakeWeb() as web:
         web.put("/package", b"it arrived\n")
         builder = bench.image("builder", sh(f"wget -q -O - {web.url}/package"))
-        assert "\nit arrived\n" in build(bench, builder, *around).err
-        assert "\nit arrived\n" in build(bench, builder, "--network", "host", *around).err
+        assert "\nit arrived\n" in bench.built(builder, *around).err
+        assert "\nit arrived\n" in bench.built(builder, "--network", "host", *around).err
         done = bench.ocis2i("build", bench.source(), builder, "other", "--network", "none", *around)
         assert done.code == 7
         assert len(web.asked) == 2
@@ -251,7 +227,7 @@ def test_assemble_has_the_network_unless_it_is_taken_away(bench: Bench, executor
 @better("--network bridge", "the host's network, with a warning")
 @pytest.mark.parametrize("name", ["bridge", "default"])
 def test_network_of_a_daemon_is_the_hosts(bench: Bench, name: str) -> None:
-    done = build(bench, bench.image("builder", sh()), "--network", name)
+    done = bench.built(bench.image("builder", sh()), "--network", name)
     assert [one for one in warnings(done) if f"`--network` is `{name}`" in one]
 
 
@@ -269,7 +245,7 @@ def test_network_that_takes_a_daemon_is_refused(bench: Bench, name: str) -> None
 def test_hosts_are_added_for_the_build_and_not_for_the_image(bench: Bench, network: str) -> None:
     builder = bench.image("builder", sh("cat /etc/hosts", ">>$HOME/made"))
     hosts = ("--add-host", "db.example:192.0.2.7", "--add-host", "six:2001:db8::7")
-    done = build(bench, builder, *hosts, "--network", network)
+    done = bench.built(builder, *hosts, "--network", network)
     lines = [line.split() for line in done.err.splitlines()]
     assert ["192.0.2.7", "db.example"] in lines
     assert ["2001:db8::7", "six"] in lines
@@ -298,12 +274,12 @@ def test_capabilities_are_taken_from_root(bench: Bench, executor: str) -> None:
     line = "echo effective: $(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)"
     builder = bench.image("builder", sh(line), {"User": "0"})
     around = ("--isolation", executor)
-    usual = effective(build(bench, builder, *around))
+    usual = effective(bench.built(builder, *around))
     assert usual & (CHOWN | SETGID | SETUID) == CHOWN | SETGID | SETUID
     dropped = ("--cap-drop", "chown,CAP_SETUID", "--cap-drop", "cap_setgid")
-    left = effective(build(bench, builder, *dropped, *around))
+    left = effective(bench.built(builder, *dropped, *around))
     assert left == usual & ~(CHOWN | SETGID | SETUID)
-    assert effective(build(bench, builder, "--cap-drop", "ALL", *around)) == 0
+    assert effective(bench.built(builder, "--cap-drop", "ALL", *around)) == 0
 
 
 def test_capability_that_is_none_is_refused(bench: Bench) -> None:
@@ -319,7 +295,7 @@ def test_a_pull_goes_on_after_a_broken_connection(bench: Bench) -> None:
         registry.fail("GET", "/manifests/", reset_after=0)
         registry.fail("GET", "/manifests/", status=503, headers={"Retry-After": "0"})
         registry.fail("GET", "/blobs/", truncate=100)
-        build(bench, name, "--no-tls-verify")
+        bench.built(name, "--no-tls-verify")
         assert len(registry.requests("GET", "/manifests/")) == 3
         gone = bench.ocis2i("build", bench.source(), f"{registry.host}/no:1", "--no-tls-verify")
         assert gone.code == 5
@@ -445,7 +421,7 @@ def test_triggers_are_ignored_when_asked(bench: Bench) -> None:
     refusal = fail(bench, builder)
     assert refusal.code == 9
     assert "ONBUILD" in refusal.err
-    build(bench, builder, "--ignore-onbuild")
+    bench.built(builder, "--ignore-onbuild")
     names = facts(bench.result())
     assert "opt/app-root/src/made" in names
     assert "triggered" not in names
@@ -459,8 +435,8 @@ def test_upload_is_left_out_when_asked(bench: Bench) -> None:
     baked = Layer().dir("tmp/src").file("tmp/src/baked", "of the builder")
     builder = bench.image("builder", sh("cp /tmp/src/index.html $HOME"), more_layers=[baked])
     bench.source({".s2i/bin/run": RUN, ".s2i/bin/save-artifacts": "tar -cf - -C / etc/passwd\n"})
-    build(bench, builder, "--prune-upload")
-    build(bench, builder, "--prune-upload", "--incremental")
+    bench.built(builder, "--prune-upload")
+    bench.built(builder, "--prune-upload", "--incremental")
     assert facts(bench.result()) == {
         "opt": "0755 0:0",
         "opt/app-root": "0775 1001:0",

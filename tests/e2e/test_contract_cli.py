@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import pytest
 
 from tests.contract import better, ignored, same
+from tests.fakes.bench import Maker, error, warnings
 from tests.fakes.images import BUSYBOX, HOME, Layer, busybox_builder, make_layout
 from tests.fakes.images import _architecture as architecture
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import FakeWeb
 
@@ -31,22 +31,11 @@ pytestmark = [
 Json = dict[str, Any]
 SHELL = "#!/bin/sh\n"
 USER, PASSWORD = "jane", "correct horse"
-NO_DAEMON = (
-    "warning: --url, --cert, --key, --ca, --tls, --tlsverify: ignored, ocis2i uses no Docker daemon"
-)
+NO_DAEMON = "--url, --cert, --key, --ca, --tls, --tlsverify: ignored, ocis2i uses no Docker daemon"
 DOCKER_FLAGS = [
     *("--url", "unix:///no/socket", "--cert", "/no/cert.pem", "--key", "/no/key.pem"),
     *("--ca", "/no/ca.pem", "--tls", "--tlsverify"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """One store for all tests that do not look at all of it."""
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("shared")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -55,41 +44,6 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("builder") / "layout"
     busybox_builder(path)
     return path
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as fake:
-        yield fake
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes builders in a directory of one test."""
-
-    directory: Path
-
-    def __call__(self, scripts: Mapping[str, str | None] | None = None, **how: Any) -> str:
-        path = self.directory / f"builder-{len(list(self.directory.iterdir()))}"
-        busybox_builder(path, "b:1", scripts=scripts, **how)
-        return f"oci:{path}:b:1"
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Maker:
-    (tmp_path / "made").mkdir()
-    return Maker(tmp_path / "made")
-
-
-def warnings(done: Done) -> list[str]:
-    return [line for line in done.err.splitlines() if line.startswith("warning: ")]
-
-
-def error(done: Done) -> str:
-    """The one line that says what went wrong."""
-    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in done.err
-    return line
 
 
 def read(program: Program, image: str, path: str) -> str:
@@ -131,7 +85,7 @@ def test_other_verbs_of_s2i_take_them_too(
     if verb == "rebuild":
         shared.ok("build", source, builder, "app:of-docker")
     done = shared.ok(verb, *words[verb], "-U", "unix:///no/socket")
-    assert [line for line in warnings(done) if line.startswith("warning: --url: ignored")]
+    assert [line for line in warnings(done) if line.startswith("--url: ignored")]
 
 
 @ignored("DOCKER_HOST", "there is no daemon; nothing is said")
@@ -242,7 +196,7 @@ def test_location_is_the_outdated_name_of_destination(
 ) -> None:
     builder = make({"assemble": f"{SHELL}ls -d /opt/given/src /opt/loser/src\ntrue\n"})
     done = shared.ok("build", source, builder, "-l", "/opt/given", "-d", "/opt/loser")
-    assert warnings(done) == ["warning: --location is deprecated, use --destination"]
+    assert warnings(done) == ["--location is deprecated, use --destination"]
     assert "\n/opt/given/src\n" in done.err
     assert "\n/opt/loser/src\n" not in done.err
 
@@ -255,7 +209,7 @@ def test_scripts_is_the_outdated_name_of_scripts_url(
     (tmp_path / "scripts" / "assemble").write_text(f"{SHELL}echo of the outdated flag\n")
     url = f"file://{tmp_path}/scripts"
     done = shared.ok("build", source, builder, "--scripts", url, "--scripts-url", "file:///nowhere")
-    assert "warning: --scripts is deprecated, use --scripts-url" in warnings(done)
+    assert "--scripts is deprecated, use --scripts-url" in warnings(done)
     assert "\nof the outdated flag\n" in done.err
 
 
@@ -269,7 +223,7 @@ def test_uploaded_files_are_kept_on_demand(
     words = ("build", source, builder, "--save-temp-dir")
     (line,) = warnings(shared.ok(*words, TMPDIR=str(tmp_path / "tmp")))
     (kept,) = (tmp_path / "tmp").iterdir()
-    assert line == f"warning: what was uploaded is kept in `{kept}`"
+    assert line == f"what was uploaded is kept in `{kept}`"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
     assert (kept / "upload/src/index.html").read_text() == "hello from the source\n"
     assert (kept / "upload/scripts/assemble").read_text() == f"{SHELL}echo mine\n"
@@ -477,7 +431,7 @@ def test_values_of_variables_are_not_stored(desk: Desk, builder: str, source: Pa
     first = desk.build(source, builder, "saved:2", "-e", "TOKEN=s3cret", "-e", "COLOUR=red")
     assert first.code == 0, first.err
     assert desk.saved["flags"] == {"env-0": "TOKEN", "env-1": "COLOUR"}
-    told = "warning: `.s2ifile` does not hold the values of --env: TOKEN, COLOUR"
+    told = "`.s2ifile` does not hold the values of --env: TOKEN, COLOUR"
     assert warnings(first) == [told]
     second = desk.build()
     assert second.code == 0
@@ -500,7 +454,7 @@ def test_outdated_file_is_read_with_a_warning(desk: Desk, builder: str, source: 
     desk.save(".stifile", source=str(source), builderImage=builder, tag="saved:3")
     done = desk.build()
     assert done.code == 0, done.err
-    assert warnings(done) == ["warning: `.stifile` is deprecated, use `.s2ifile` instead"]
+    assert warnings(done) == ["`.stifile` is deprecated, use `.s2ifile` instead"]
     assert desk.saved["tag"] == "saved:3"
 
 

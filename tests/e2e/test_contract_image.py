@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract import better, refused, same
-from tests.fakes.bench import RUN, Bench, content, facts, told
+from tests.fakes.bench import RUN, Bench, content, facts, sh, told
 from tests.fakes.images import BUSYBOX, HOME, Layer, LayoutImage, make_layout
 from tests.fakes.images import _architecture as architecture
 from tests.fakes.images import _busybox_layer as busybox_layer
 from tests.fakes.images import _scripts_layer as scripts_layer
-from tests.fakes.program import Done, Program, program
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -27,28 +24,6 @@ pytestmark = [
 Json = dict[str, Any]
 S2I = "io.openshift.s2i."
 SCRIPTS_URL = f"{S2I}scripts-url"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("image")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-def sh(*lines: str) -> dict[str, str | None]:
-    """Scripts of a builder whose assemble runs these lines of shell."""
-    return {"assemble": "\n".join(["#!/bin/sh", "set -e", *lines, ""]), "run": RUN}
-
-
-def build(bench: Bench, builder: str, *flags: str | Path) -> Done:
-    return bench.ocis2i.ok("build", bench.source(), builder, bench.tag, *flags)
 
 
 def document(image: LayoutImage) -> Json:
@@ -213,7 +188,7 @@ def test_what_assemble_writes_below_a_volume(bench: Bench) -> None:
     data = Layer().dir("data").file("data/old", "of the builder")
     scripts = sh("echo new >/data/new", "rm /data/old")
     config = {"User": "0", "Volumes": {"/data": {}}}
-    build(bench, bench.image("builder", scripts, config, [data]))
+    bench.built(bench.image("builder", scripts, config, [data]))
     assert bench.result().config["Volumes"] == {"/data": {}}
     assert {name for name in facts(bench.result()) if name.startswith("data")} == {
         "data",
@@ -286,7 +261,7 @@ def test_every_field_of_the_config(bench: Bench) -> None:
         "1700000000",
     )
     flags = (*flags, "--assemble-user", "1001", "--description", "of the app")
-    build(bench, f"oci:{path}:b", *flags)
+    bench.built(f"oci:{path}:b", *flags)
     found = document(bench.result())
     rootfs, history = found.pop("rootfs"), found.pop("history")
     assert found == {
@@ -339,7 +314,7 @@ def test_assemble_user_is_not_the_user_of_an_image_without_one(bench: Bench, kin
     if kind == "label":
         labels[f"{S2I}assemble-user"] = "77"
     builder = bench.image("builder", sh('echo "id: $(id -u)"'), {"User": None, "Labels": labels})
-    done = build(bench, builder, *(("--assemble-user", "77") if kind == "flag" else ()))
+    done = bench.built(builder, *(("--assemble-user", "77") if kind == "flag" else ()))
     assert told(done)["id"] == "77"
     assert "User" not in bench.result().config
 
@@ -423,7 +398,7 @@ def test_every_label_of_a_clone(bench: Bench) -> None:
 def test_versions_of_the_builder_are_labels_of_the_result(bench: Bench) -> None:
     versions = {"io.openshift.builder-version": "1.2", "io.openshift.builder-base-version": "9"}
     config = {"Labels": versions | {SCRIPTS_URL: "image:///usr/libexec/s2i"}}
-    build(bench, bench.image("builder", sh(), config))
+    bench.built(bench.image("builder", sh(), config))
     shown = json.loads(bench.ocis2i.ok("inspect", bench.tag).out)["config"]["Labels"]
     assert shown.items() >= versions.items()
 
@@ -443,7 +418,7 @@ def test_labels_of_base_build_and_assemble_in_this_order(bench: Bench) -> None:
     labels = dict.fromkeys(("a", "vendor", "io.k8s.description", "io.k8s.display-name"), "base")
     config = {"Labels": labels | {SCRIPTS_URL: "image:///usr/libexec/s2i"}}
     builder = bench.image("builder", writes(f"echo '{text}' >{METADATA}"), config)
-    build(bench, builder, "--description", "flag", "--destination", "/opt/else")
+    bench.built(builder, "--description", "flag", "--destination", "/opt/else")
     found = bench.result().labels
     assert found == {
         SCRIPTS_URL: "image:///usr/libexec/s2i",
@@ -464,7 +439,7 @@ def test_labels_of_base_build_and_assemble_in_this_order(bench: Bench) -> None:
 )
 def test_without_a_file_there_are_no_labels_of_it(bench: Bench, line: str) -> None:
     builder = bench.image("builder", writes(line))
-    build(bench, builder)
+    bench.built(builder)
     assert set(bench.result().labels) == {
         SCRIPTS_URL,
         "io.k8s.display-name",
@@ -476,7 +451,7 @@ def test_without_a_file_there_are_no_labels_of_it(bench: Bench, line: str) -> No
 @same("metadata.labels")
 def test_labels_of_a_file_that_the_builder_has(bench: Bench) -> None:
     baked = Layer().dir("tmp/.s2i").file(METADATA[1:], '{"labels": [{"baked": "in"}]}')
-    build(bench, bench.image("builder", sh(), more_layers=[baked]))
+    bench.built(bench.image("builder", sh(), more_layers=[baked]))
     assert bench.result().labels["baked"] == "in"
     assert METADATA[1:] not in facts(bench.result())
 
@@ -523,7 +498,7 @@ def test_a_link_in_place_of_the_labels_reads_nothing_of_the_host(bench: Bench, l
         "relative": f"ln -s {'../' * 20}{canary} /tmp/.s2i",
         "loop": "ln -s .s2i /tmp/.s2i",
     }[link]
-    build(bench, bench.image("builder", sh(line)))
+    bench.built(bench.image("builder", sh(line)))
     assert "stolen" not in bench.result().labels
 
 
@@ -531,7 +506,7 @@ def test_a_link_in_place_of_the_labels_reads_nothing_of_the_host(bench: Bench, l
 def test_a_link_in_place_of_the_labels_is_followed_in_the_image(bench: Bench) -> None:
     text = '{"labels": [{"found": "inside"}]}'
     builder = bench.image("builder", writes(f"echo '{text}' >$HOME/m", f"ln -s $HOME/m {METADATA}"))
-    build(bench, builder)
+    bench.built(builder)
     assert bench.result().labels["found"] == "inside"
 
 

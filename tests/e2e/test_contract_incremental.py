@@ -114,14 +114,6 @@ class Scene(Bench):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("incremental")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture(scope="module")
 def hub() -> Iterator[FakeRegistry]:
     with FakeRegistry() as registry:
         yield registry
@@ -799,29 +791,18 @@ def _new(directory: Path) -> Path:
 
 @pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
 def test_kill_while_saving_leaves_a_valid_store(
-    scene: Scene, tmp_path: Path, isolation: str
+    scene: Scene, ocis2i: Program, isolation: str
 ) -> None:
-    with program(_new(tmp_path / "alone")) as ocis2i:
-        script = script_that_prints(TAR[:700], "echo here >&2; sleep 1000")
-        source = scene.source({".s2i/bin/save-artifacts": script})
-        build = ("build", source, scene.builder, "killed:1", "--isolation", isolation)
-        first = ocis2i.ok(*build).out
-        process = ocis2i.start(*build, "--incremental")
-        assert process.stderr is not None
-        assert any(line == "here\n" for line in process.stderr)
-        family = descendants(process.pid)
-        assert family
-        process.kill()
-        process.communicate()
-        _wait_until_gone(family)
-        Inspector(ocis2i.layout).check()
-        assert mounts_of(ocis2i.store) == []
-        assert ocis2i.ok("inspect", "killed:1").document["digest"] == first.strip().split("@")[1]
-        assert ocis2i.ok("prune", "--json").document["builds"] == 1
-        assert os.listdir(ocis2i.store / "builds") == os.listdir(ocis2i.store / "tmp") == []
-        scene.source({".s2i/bin/save-artifacts": script_that_prints(TAR)})
-        done = ocis2i.ok(*build, "--incremental")
-        assert told(done)["artifacts"] == "./a ./b "
+    script = script_that_prints(TAR[:700], "echo here >&2; sleep 1000")
+    source = scene.source({".s2i/bin/save-artifacts": script})
+    build = ("build", source, scene.builder, "killed:1", "--isolation", isolation)
+    first = ocis2i.ok(*build).out
+    kill_in_the_middle(ocis2i, *build, "--incremental")
+    assert ocis2i.ok("inspect", "killed:1").document["digest"] == first.strip().split("@")[1]
+    assert_one_build_left(ocis2i)
+    scene.source({".s2i/bin/save-artifacts": script_that_prints(TAR)})
+    done = ocis2i.ok(*build, "--incremental")
+    assert told(done)["artifacts"] == "./a ./b "
 
 
 def test_interrupt_while_saving_ends_the_build(scene: Scene) -> None:
@@ -838,6 +819,26 @@ def test_interrupt_while_saving_ends_the_build(scene: Scene) -> None:
     assert "error: stopped by termination" in err
     assert CLEAN not in err
     assert os.listdir(scene.ocis2i.store / "builds") == []
+
+
+def kill_in_the_middle(ocis2i: Program, *build: str | Path) -> None:
+    """Kills a build when a script says `here`; the store is valid and nothing stays mounted."""
+    process = ocis2i.start(*build)
+    assert process.stderr is not None
+    assert any(line == "here\n" for line in process.stderr)
+    family = descendants(process.pid)
+    assert family
+    process.kill()
+    process.communicate()
+    _wait_until_gone(family)
+    Inspector(ocis2i.layout).check()
+    assert mounts_of(ocis2i.store) == []
+
+
+def assert_one_build_left(ocis2i: Program) -> None:
+    """The killed build is all that there is to prune."""
+    assert ocis2i.ok("prune", "--json").document["builds"] == 1
+    assert os.listdir(ocis2i.store / "builds") == os.listdir(ocis2i.store / "tmp") == []
 
 
 def _wait_until_gone(pids: set[int]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import pytest
 
 from tests.conftest import needs
 from tests.contract import better, same
-from tests.e2e.test_contract_incremental import _new, _wait_until_gone
-from tests.e2e.test_killed import Inspector, descendants, mounts_of
+from tests.e2e.test_contract_incremental import _new, assert_one_build_left, kill_in_the_middle
 from tests.fakes.bench import RUN, Bench, content, facts, offer, told, warnings
 from tests.fakes.docker_registry import docker_registry, registry_program
 from tests.fakes.images import (
@@ -136,14 +135,6 @@ RUNTIME_CONFIG: dict[str, Any] = {
     "StopSignal": "SIGQUIT",
     "Labels": IN_IMAGE | {"made-by": "hand", "io.k8s.description": "a runtime image"},
 }
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("runtime")) as ocis2i:
-        yield ocis2i
 
 
 @pytest.fixture(scope="module")
@@ -582,12 +573,6 @@ class Far:
         return len(self.registry.requests("GET", f"blobs/{self.layer}"))
 
 
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as running:
-        yield running
-
-
 def _far(bench: Extended, registry: FakeRegistry, *, tag: str = "1", **config: Any) -> Far:
     usual = {"WorkingDir": "/srv/app", "User": "1001:5", "Labels": {"kind": "small"}}
     scripts = Layer().dir("usr").dir("usr/libexec").dir("usr/libexec/s2i")
@@ -908,27 +893,16 @@ def test_artifacts_that_cannot_be_saved_are_a_warning(bench: Extended, script: s
 
 @pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
 def test_kill_in_assemble_runtime_leaves_a_valid_store(
-    bench: Extended, tmp_path: Path, isolation: str
+    bench: Extended, ocis2i: Program, isolation: str
 ) -> None:
-    with program(_new(tmp_path / "alone")) as ocis2i:
-        slow = "#!/bin/sh\necho here\nsleep 1000\n"
-        source = bench.source({".s2i/bin/assemble-runtime": slow})
-        flags = (*bench.on(bench.runtime, f"{OUT}/app"), "--isolation", isolation)
-        build: Command = ("build", source, bench.builder, "killed:1", *flags)
-        process = ocis2i.start(*build)
-        assert process.stderr is not None
-        assert any(line == "here\n" for line in process.stderr)
-        family = descendants(process.pid)
-        assert family
-        process.kill()
-        process.communicate()
-        _wait_until_gone(family)
-        Inspector(ocis2i.layout).check()
-        assert mounts_of(ocis2i.store) == []
-        assert ocis2i("inspect", "killed:1").code == 4
-        assert ocis2i.ok("prune", "--json").document["builds"] == 1
-        assert os.listdir(ocis2i.store / "builds") == os.listdir(ocis2i.store / "tmp") == []
-        bench.source({".s2i/bin/assemble-runtime": "#!/bin/sh\necho there\n"})
-        assert "there\n" in ocis2i.ok(*build).err
-        validate_layout(ocis2i.layout, strict=False)
-        assert json.loads(ocis2i.ok("inspect", "killed:1", "--config").out)["config"]["Cmd"]
+    slow = "#!/bin/sh\necho here\nsleep 1000\n"
+    source = bench.source({".s2i/bin/assemble-runtime": slow})
+    flags = (*bench.on(bench.runtime, f"{OUT}/app"), "--isolation", isolation)
+    build: Command = ("build", source, bench.builder, "killed:1", *flags)
+    kill_in_the_middle(ocis2i, *build)
+    assert ocis2i("inspect", "killed:1").code == 4
+    assert_one_build_left(ocis2i)
+    bench.source({".s2i/bin/assemble-runtime": "#!/bin/sh\necho there\n"})
+    assert "there\n" in ocis2i.ok(*build).err
+    validate_layout(ocis2i.layout, strict=False)
+    assert json.loads(ocis2i.ok("inspect", "killed:1", "--config").out)["config"]["Cmd"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from tests.conftest import needs
 from tests.contract import better, refused, same
 from tests.fakes.bench import Bench, content, warnings
 from tests.fakes.images import BUSYBOX, SCRIPTS, Layer
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 from tests.fakes.repositories import Repository
 from tests.fakes.web import Answer, FakeWeb
 
@@ -34,28 +33,9 @@ LABEL = "io.openshift.s2i.scripts-url"
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("scripts")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-@pytest.fixture(scope="module")
 def plain(shared: Program, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A builder with assemble and run."""
     return Bench(shared, tmp_path_factory.mktemp("plain")).image("plain", OF_IMAGE)
-
-
-@pytest.fixture
-def web() -> Iterator[FakeWeb]:
-    with FakeWeb() as running:
-        yield running
 
 
 def assembled(done: Done) -> str:

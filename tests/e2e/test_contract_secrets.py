@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import gzip
 import json
 import os
 import shutil
-import signal
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,18 +18,10 @@ import pytest
 
 from tests.conftest import needs
 from tests.contract import better, same
-from tests.fakes.images import (
-    BUSYBOX,
-    Layer,
-    LayoutImage,
-    busybox_builder,
-    busybox_config,
-    make_layout,
-)
-from tests.fakes.images import _architecture as architecture
-from tests.fakes.images import _busybox_layer as busybox_layer
-from tests.fakes.images import _scripts_layer as scripts_layer
-from tests.fakes.program import Done, Program, program
+from tests.fakes.bench import Bench, told
+from tests.fakes.canary import assert_nowhere
+from tests.fakes.images import BUSYBOX, Layer, busybox_builder, busybox_config
+from tests.fakes.program import Done, Program
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -49,22 +39,9 @@ def script(lines: str) -> str:
     return "#!/bin/sh\nset -e\n" + textwrap.dedent(lines)
 
 
-def facts(done: Done) -> dict[str, str]:
-    """The lines `KEY: VALUE` of a build's log."""
-    pairs = (line.partition(": ") for line in done.err.splitlines())
-    return {key: value for key, _, value in pairs}
-
-
 @dataclass(frozen=True)
-class Place:
+class Place(Bench):
     """A directory of one test, and a store that it may share with others."""
-
-    ocis2i: Program
-    directory: Path
-
-    @property
-    def tag(self) -> str:
-        return f"secrets-{self.directory.name.lower().replace('_', '-').strip('-')}:1"
 
     def builder(
         self,
@@ -75,25 +52,10 @@ class Place:
         scripts: Mapping[str, str] | None = None,
     ) -> str:
         """A builder whose assemble runs these lines of shell."""
-        path = self.directory / "builder"
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self.directory / "builder", ignore_errors=True)
         texts = {"assemble": script(assemble), "run": RUN} | dict(scripts or {})
-        merged = busybox_config(env=env) | dict(config or {})
-        make_layout(
-            path,
-            "builder:latest",
-            [busybox_layer(), *layers, scripts_layer(texts)],
-            merged,
-            platform=f"linux/{architecture()}",
-        )
-        return f"oci:{path}:builder:latest"
-
-    def source(self, files: Mapping[str, str] | None = None) -> Path:
-        path = self.directory / "source"
-        for name, text in ({"index.html": "hello\n"} | dict(files or {})).items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_text(text)
-        return path
+        variables = {"Env": [*busybox_config()["Env"], *env]}
+        return self.image("builder", texts, variables | dict(config or {}), layers)
 
     def write(self, name: str, text: str, *, mode: int = 0o600) -> Path:
         """A file of the host, outside of the source."""
@@ -103,31 +65,9 @@ class Place:
         path.chmod(mode)
         return path
 
-    def with_variables(self, **variables: str) -> Place:
-        """The same place for a program that has these variables as well."""
-        environment = {**self.ocis2i.environment, **variables}
-        return replace(self, ocis2i=replace(self.ocis2i, environment=environment))
-
-    def build(self, builder: str, *arguments: str | Path) -> Done:
-        return self.ocis2i("build", self.source(), builder, self.tag, *arguments)
-
-    def built(self, builder: str, *arguments: str | Path) -> Done:
-        """Builds `tag`; the build has to succeed."""
-        return self.ocis2i.ok("build", self.source(), builder, self.tag, *arguments)
-
-    @property
-    def image(self) -> LayoutImage:
-        """What was built."""
-        return LayoutImage(self.ocis2i.layout, f"docker.io/library/{self.tag}")
-
-    @property
-    def is_stored(self) -> bool:
-        index = self.ocis2i.layout / "index.json"
-        return index.exists() and f'/{self.tag}"' in index.read_text()
-
     @property
     def env(self) -> dict[str, str]:
-        entries = self.image.config["Env"]
+        entries = self.result().config["Env"]
         names = [entry.partition("=")[0] for entry in entries]
         assert len(names) == len(set(names))
         return dict(entry.split("=", 1) for entry in entries)
@@ -142,14 +82,6 @@ class Place:
         assert_nothing_half(self.ocis2i.store)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("secrets")) as ocis2i:
-        yield ocis2i
-
-
 @pytest.fixture
 def place(shared: Program, tmp_path: Path) -> Place:
     return Place(shared, tmp_path)
@@ -159,31 +91,6 @@ def place(shared: Program, tmp_path: Path) -> Place:
 def alone(ocis2i: Program, tmp_path: Path) -> Place:
     """A place with a store that nobody else uses."""
     return Place(ocis2i, tmp_path)
-
-
-def written(place: Place) -> dict[str, bytes]:
-    """Everything that the store holds and this user may read, blobs without their compression.
-
-    Unpacked layers are left out: they belong to subordinate ids, and are made of those blobs.
-    """
-    found = {}
-    store = place.ocis2i.store
-    for path in sorted(store.rglob("*")):
-        if (store / "layers") not in path.parents and path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
-            with contextlib.suppress(gzip.BadGzipFile):
-                data = gzip.decompress(data)
-            found[str(path.relative_to(store))] = data
-    assert any(name.startswith("images/blobs/") for name in found)
-    return found
-
-
-def assert_nowhere(place: Place, *secrets: str) -> None:
-    """None of the secrets is in any file of the store, by content or by name."""
-    for name, data in written(place).items():
-        for secret in secrets:
-            assert secret.encode() not in data, name
-            assert secret not in name
 
 
 def assert_nothing_half(store: Path) -> None:
@@ -225,13 +132,13 @@ ls /tmp | sort | xargs echo "in tmp:"
     done = place.built(
         place.builder(assemble), "-i", f"{given}:/opt/creds", "--isolation", isolation
     )
-    told = facts(done)
-    assert told["/opt/creds"] == "directory 777 1001:0"
-    assert told["/opt/creds/deep"] == "directory 777 1001:0"
+    log = told(done)
+    assert log["/opt/creds"] == "directory 777 1001:0"
+    assert log["/opt/creds/deep"] == "directory 777 1001:0"
     for name in ("user", "deep/key", "latest"):
-        assert told[f"/opt/creds/{name}"] == "regular file 666 1001:0"
-    assert told["in tmp"] == "scripts src"
-    members = place.image.members()
+        assert log[f"/opt/creds/{name}"] == "regular file 666 1001:0"
+    assert log["in tmp"] == "scripts src"
+    members = place.result().members()
     assert {
         name: (one.isdir(), one.size, oct(one.mode), one.uid, one.gid)
         for name, one in members.items()
@@ -246,7 +153,7 @@ ls /tmp | sort | xargs echo "in tmp:"
     }
     assert "tmp/rm-injections" not in members
     assert "tmp/injection-result" not in members
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
     assert_nothing_half(place.ocis2i.store)
     assert (given / "user").read_text() == f"user-{SECRET}\n"
 
@@ -257,7 +164,7 @@ def test_content_that_assemble_shows_is_masked_and_is_the_content(place: Place) 
     test "$(cat /opt/token)" = '{SECRET[:8]}''{SECRET[8:]}'
     echo "the token is $(cat /opt/token)."
     """
-    done = place.build(place.builder(assemble), "-i", f"{given}:/opt/token", "--allow-leaks")
+    done = place.attempt(place.builder(assemble), "-i", f"{given}:/opt/token", "--allow-leaks")
     assert done.code == 0, done.err
     assert "the token is ***." in done.err
     assert SECRET not in done.err
@@ -285,11 +192,11 @@ def test_files_go_to_their_destination_or_to_the_working_directory(place: Place)
         *("-i", f"{place.directory}/conf:conf", "-i", f'"{place.directory}/d":"/opt/d"'),
         "--allow-leaks",
     )
-    told = facts(done)
+    log = told(done)
     for path in ("/opt/first", f"/{HOME}/second", f"/{HOME}/c", f"/{HOME}/conf/x", "/opt/d"):
-        assert told[path] == "regular file 666 1001:0"
-        assert told[f"content of {path}"] == "***"
-    members = place.image.members()
+        assert log[path] == "regular file 666 1001:0"
+        assert log[f"content of {path}"] == "***"
+    members = place.result().members()
     for name in ("opt/first", f"{HOME}/second", f"{HOME}/c", f"{HOME}/conf/x", "opt/d"):
         assert (members[name].size, members[name].mode) == (0, 0o644)
 
@@ -302,8 +209,8 @@ def test_directory_without_destination_goes_into_the_working_directory(place: Pl
     layer = Layer().file("there-before", "of the image")
     builder = place.builder(lines, layer, config={"WorkingDir": ""})
     done = place.built(builder, "-i", place.directory / "creds")
-    assert "one" in facts(done)["there"].split()
-    assert {"one", "two"} <= set(place.image.members())
+    assert "one" in told(done)["there"].split()
+    assert {"one", "two"} <= set(place.result().members())
 
 
 def kubernetes(top: Path, files: Mapping[str, str]) -> Path:
@@ -334,13 +241,13 @@ def test_secret_of_kubernetes_is_plain_files(place: Place) -> None:
     see /opt/creds/tls/key
     """
     builder = place.builder(textwrap.dedent(assemble), Layer().whiteout("bin/truncate"))
-    told = facts(place.built(builder, "-i", f"{top}:/opt/creds"))
-    assert told["names"] == ". ./password ./tls ./tls/key"
-    assert told["/opt/creds/password"] == "regular file 666 1001:0"
-    assert told["/opt/creds/tls"] == "directory 777 1001:0"
-    names = {name for name in place.image.members() if name.startswith("opt/creds")}
+    log = told(place.built(builder, "-i", f"{top}:/opt/creds"))
+    assert log["names"] == ". ./password ./tls ./tls/key"
+    assert log["/opt/creds/password"] == "regular file 666 1001:0"
+    assert log["/opt/creds/tls"] == "directory 777 1001:0"
+    names = {name for name in place.result().members() if name.startswith("opt/creds")}
     assert names == {"opt/creds", "opt/creds/password", "opt/creds/tls", "opt/creds/tls/key"}
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 @better("inject.emptied", "a file of the image is as it was afterwards")
@@ -360,18 +267,18 @@ def test_files_of_the_image_are_replaced_for_the_build_only(place: Place, isolat
         place.builder(textwrap.dedent(assemble), layer),
         *("-i", f"{place.directory}/app:/etc/app", "--isolation", isolation),
     )
-    told = facts(done)
-    assert told["/etc/app"] == "directory 755 0:0"
-    assert told["/etc/app/old.conf"] == "regular file 666 1001:0"
-    assert told["/etc/app/new.conf"] == "regular file 666 1001:0"
-    members = place.image.members()
+    log = told(done)
+    assert log["/etc/app"] == "directory 755 0:0"
+    assert log["/etc/app/old.conf"] == "regular file 666 1001:0"
+    assert log["/etc/app/new.conf"] == "regular file 666 1001:0"
+    members = place.result().members()
     names = {name for name in members if name.startswith("etc")}
     assert names == {"etc", "etc/app", "etc/app/new.conf"}
     assert members["etc/app/new.conf"].size == 0
     assert members["etc/app"].mode == 0o755
     seen = place.ocis2i.ok("run", "-u", "0", place.tag, "cat", "/etc/app/old.conf")
     assert seen.out == "of the image\n"
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 @better("inject.emptied", "`--no-injection-names` leaves no names either")
@@ -385,9 +292,9 @@ def test_names_can_be_left_out(place: Place, isolation: str) -> None:
         *("--no-injection-names", "--isolation", isolation),
     )
     assert f"{len(SECRET)} /opt/creds/user" in done.err
-    names = {name for name in place.image.members() if not name.startswith("tmp")}
+    names = {name for name in place.result().members() if not name.startswith("tmp")}
     assert names == {"opt", "opt/app-root", "opt/app-root/mine"}
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -409,8 +316,8 @@ def test_scripts_may_edit_move_and_remove_what_was_injected(place: Place, isolat
         *("-i", f"{place.directory}/creds:/opt/creds", "-i", f"{place.directory}/one:/opt/one"),
         *("--isolation", isolation),
     )
-    assert facts(done)["names"] == "edited elsewhere own"
-    members = place.image.members()
+    assert told(done)["names"] == "edited elsewhere own"
+    members = place.result().members()
     below = {name: one.size for name, one in members.items() if name.startswith("opt/")}
     assert below == dict.fromkeys(
         [
@@ -421,7 +328,7 @@ def test_scripts_may_edit_move_and_remove_what_was_injected(place: Place, isolat
     )
     assert (place.directory / "creds/gone").read_text() == f"gone-{SECRET}\n"
     assert (place.directory / "one").read_text() == f"one-{SECRET}\n"
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -434,10 +341,10 @@ def test_injection_into_the_source_leaves_nothing_when_assemble_copies_around_it
         place.builder(lines),
         *("-i", f"{given}:/tmp/src/settings.ini", "--isolation", isolation),
     )
-    members = place.image.members()
+    members = place.result().members()
     assert members["tmp/src/settings.ini"].size == 0
     assert members[f"{HOME}/index.html"].size == 6
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 # --- injections that cannot be ------------------------------------------------------------------
@@ -447,7 +354,7 @@ def test_injection_into_the_source_leaves_nothing_when_assemble_copies_around_it
 @better("inject.missing-parent", "a wrong command line, not a failed assemble")
 def test_directory_above_the_destination_has_to_be_there(place: Place) -> None:
     given = place.write("token", SECRET)
-    done = place.build(place.builder("echo never"), "-i", f"{given}:/no/such/token")
+    done = place.attempt(place.builder("echo never"), "-i", f"{given}:/no/such/token")
     place.refused(
         done,
         2,
@@ -460,19 +367,19 @@ def test_directory_above_the_destination_has_to_be_there(place: Place) -> None:
 @same("inject.file")
 def test_file_does_not_go_where_the_image_has_a_directory(place: Place) -> None:
     given = place.write("token", SECRET)
-    done = place.build(place.builder("echo never"), "-i", f"{given}:/opt")
+    done = place.attempt(place.builder("echo never"), "-i", f"{given}:/opt")
     place.refused(done, 2, f"`{given}` cannot be injected: `/opt` is a directory in the container")
 
 
 def test_directory_does_not_go_where_the_image_has_a_file(place: Place) -> None:
     given = place.write("creds/token", SECRET).parent
-    done = place.build(place.builder("echo never"), "-i", f"{given}:/etc/passwd")
+    done = place.attempt(place.builder("echo never"), "-i", f"{given}:/etc/passwd")
     place.refused(done, 2, "`/etc/passwd` is a file in the container")
 
 
 @pytest.mark.parametrize("flag", ["", ";", ":/x", "/nowhere/at/all:/x", "a|b:/x", "'':/x"])
 def test_injection_that_makes_no_sense_is_refused(place: Place, flag: str) -> None:
-    done = place.build(place.builder("echo never"), "-i", flag)
+    done = place.attempt(place.builder("echo never"), "-i", flag)
     place.refused(done, 2, "--inject")
 
 
@@ -485,7 +392,7 @@ def test_link_out_of_an_injected_directory_is_refused(place: Place, link: str) -
     (given / "deep").mkdir()
     (given / "away").symlink_to("/etc")
     (given / "link").symlink_to("away/hostname" if link == "away" else link)
-    done = place.build(place.builder("echo never"), "-i", f"{given}:/opt/creds")
+    done = place.attempt(place.builder("echo never"), "-i", f"{given}:/opt/creds")
     place.refused(done, 2, "leads out of")
 
 
@@ -498,7 +405,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(place: Place, kind: str
         given = Path("/dev/null")
     else:
         (given / "odd").symlink_to("odd" if kind == "loop" else "nothing")
-    done = place.build(place.builder("echo never"), "-i", f"{given}:/opt/creds")
+    done = place.attempt(place.builder("echo never"), "-i", f"{given}:/opt/creds")
     place.refused(done, 2, "--inject")
 
 
@@ -507,7 +414,7 @@ def test_links_of_the_source_lead_an_injection_nowhere_on_the_host(place: Place)
     victim = place.write("victim/file", "as it was\n", mode=0o666)
     (place.source() / "climb").symlink_to(victim.parent)
     given = place.write("token", SECRET)
-    done = place.build(
+    done = place.attempt(
         place.builder("echo never"),
         "--copy",
         "--keep-symlinks",
@@ -526,10 +433,12 @@ def test_links_of_the_source_lead_an_injection_nowhere_on_the_host(place: Place)
 def test_failed_assemble_leaves_nothing_of_an_injection(alone: Place, isolation: str) -> None:
     given = alone.write("token", SECRET)
     lines = "cp /opt/token /tmp/mine; cp /opt/token $HOME/; exit 3"
-    done = alone.build(alone.builder(lines), "-i", f"{given}:/opt/token", "--isolation", isolation)
+    done = alone.attempt(
+        alone.builder(lines), "-i", f"{given}:/opt/token", "--isolation", isolation
+    )
     alone.refused(done, 7, "exit code 3")
     assert SECRET not in done.err
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 @better("inject.after-failure", "nothing is on the disk even after SIGKILL")
@@ -537,22 +446,12 @@ def test_failed_assemble_leaves_nothing_of_an_injection(alone: Place, isolation:
 def test_killed_build_leaves_no_content_on_the_disk(alone: Place, isolation: str) -> None:
     given = alone.write("creds/token", SECRET).parent
     lines = "test -s /opt/creds/token; sed -i s/x/y/ /opt/creds/token; echo now; exec sleep 1000"
-    started = alone.ocis2i.start(
-        *("build", alone.source(), alone.builder(lines), alone.tag),
+    left = alone.killed(
+        alone.builder(lines),
         *("-i", f"{given}:/opt/creds", "--build-env", f"TOKEN=variable-{SECRET}"),
         *("--isolation", isolation),
     )
-    with started:
-        assert started.stderr is not None
-        for line in started.stderr:
-            if line == "now\n":
-                break
-        started.kill()
-        started.communicate(timeout=60)
-    assert started.returncode == -signal.SIGKILL
-    (left,) = (alone.ocis2i.store / "builds").iterdir()
-    assert (left / "upper").is_dir()
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
     assert b"creds" in b"".join(in_build(left))  # it did look where the names are
     for data in in_build(left):
         assert SECRET.encode() not in data
@@ -602,10 +501,10 @@ def test_save_artifacts_sees_the_volumes(place: Place) -> None:
     place.built(builder, *volumes)
     (cache / "by").unlink()
     done = place.built(builder, "--incremental", *volumes)
-    assert facts(done)["restored"] == "index.html"
+    assert told(done)["restored"] == "index.html"
     assert (cache / "by").read_text() == "save-artifacts\nassemble\n"
     assert list(fixed.iterdir()) == []
-    names = {name for name in place.image.members() if not name.startswith(("opt", "tmp"))}
+    names = {name for name in place.result().members() if not name.startswith(("opt", "tmp"))}
     assert names == set()
 
 
@@ -636,7 +535,7 @@ def test_variables_of_a_file_are_in_the_image_and_flags_beat_them(place: Place) 
     lines = 'echo "seen: $FROM_FILE|$QUOTED|$IN_BOTH|$LATER|$ONLY_SOURCE|$IMAGE"'
     builder = place.builder(lines, env=["IMAGE=image", "LATER=image"])
     done = place.built(builder, "-E", given, "-e", "IN_BOTH=flag", "-e", "SAME=one")
-    assert facts(done)["seen"] == 'file value|"as it is"|flag|2|source|image'
+    assert told(done)["seen"] == 'file value|"as it is"|flag|2|source|image'
     assert "warning: --env wins over --environment-file for IN_BOTH\n" in done.err
     assert place.env.items() >= {
         ("FROM_FILE", "file value"),
@@ -647,7 +546,7 @@ def test_variables_of_a_file_are_in_the_image_and_flags_beat_them(place: Place) 
         ("ONLY_SOURCE", "source"),
         ("IMAGE", "image"),
     }
-    names = [entry.partition("=")[0] for entry in place.image.config["Env"]]
+    names = [entry.partition("=")[0] for entry in place.result().config["Env"]]
     file_order = [name for name in names if name in ("FROM_FILE", "QUOTED", "LATER", "SAME")]
     assert file_order == ["FROM_FILE", "QUOTED", "LATER", "SAME"]
     assert not {"no equals sign", ""} & set(names)
@@ -663,7 +562,7 @@ def test_file_of_variables_that_cannot_be_read_is_an_error(place: Place, kind: s
         content = {"binary": b"A=\xff\n", "zero": b"A=\0\n"}.get(kind, b"A=1\n")
         given.write_bytes(content)
         given.chmod(0o000 if kind == "forbidden" else 0o600)
-    done = place.build(place.builder("echo never"), "--environment-file", given)
+    done = place.attempt(place.builder("echo never"), "--environment-file", given)
     place.refused(done, 2, str(given))
 
 
@@ -688,21 +587,21 @@ def test_build_only_variables_are_seen_by_assemble_and_are_in_nothing_that_stays
         *("--build-env", "IN_IMAGE=production", "--json", "--loglevel", "5"),
         *("--isolation", isolation),
     )
-    assert facts(done)["image"] == "production"
+    assert told(done)["image"] == "production"
     assert place.env["IN_IMAGE"] == "image"
     assert not {"GIVEN", "TAKEN"} & set(place.env)
     assert SECRET not in done.err + done.out
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
 
 
 def test_build_only_variable_that_is_not_there_is_an_error(place: Place) -> None:
-    done = place.build(place.builder("echo never"), "--build-env", "NO_SUCH_VARIABLE")
+    done = place.attempt(place.builder("echo never"), "--build-env", "NO_SUCH_VARIABLE")
     place.refused(done, 2, "`NO_SUCH_VARIABLE`: there is no such variable here")
 
 
 @pytest.mark.parametrize("flag", ["--build-env", "-e"])
 def test_value_of_a_variable_without_a_name_is_not_shown(place: Place, flag: str) -> None:
-    done = place.build(place.builder("echo never"), flag, f"={SECRET}")
+    done = place.attempt(place.builder("echo never"), flag, f"={SECRET}")
     place.refused(done, 2, "invalid variable")
     assert SECRET not in done.err + done.out
 
@@ -762,12 +661,12 @@ def test_injected_secret_in_the_layer_ends_the_build(alone: Place, leak: str) ->
     line, where, form = LEAKS[leak]
     given = alone.write("token", SECRET)
     builder = alone.builder(line)
-    done = alone.build(builder, "-i", f"{given}:/opt/token", "--json")
+    done = alone.attempt(builder, "-i", f"{given}:/opt/token", "--json")
     alone.refused(done, 9, "the injected file `/opt/token` is in the layer", where, form)
     assert done.document["reason"] == "SecretLeaked"
     assert done.document["state"] == "failed"
     assert SECRET not in done.err + done.out
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 @better("security.secrets", "`--allow-leaks` makes the image all the same, with a warning")
@@ -779,7 +678,7 @@ def test_leaks_can_be_allowed(alone: Place) -> None:
     assert f"warning: secrets got out: {where}\n" in done.err
     assert done.err.count("secrets got out") == 1
     assert SECRET not in done.err
-    assert alone.image.members()[f"{HOME}/copy"].size == len(SECRET)
+    assert alone.result().members()[f"{HOME}/copy"].size == len(SECRET)
 
 
 def test_refused_build_leaves_the_tag_with_the_image_that_it_had(place: Place) -> None:
@@ -788,7 +687,7 @@ def test_refused_build_leaves_the_tag_with_the_image_that_it_had(place: Place) -
     first = place.built(place.builder("echo first > $HOME/first"))
     before = (place.ocis2i.layout / "index.json").read_bytes()
     blobs = {path.name for path in place.ocis2i.layout.glob("blobs/sha256/*")}
-    done = place.build(
+    done = place.attempt(
         place.builder("cp /opt/token $HOME/copy"),
         *("-i", f"{given}:/opt/token", "--output", f"oci:{outputs}"),
     )
@@ -797,11 +696,11 @@ def test_refused_build_leaves_the_tag_with_the_image_that_it_had(place: Place) -
     assert first.out
     assert (place.ocis2i.layout / "index.json").read_bytes() == before
     assert not outputs.exists()
-    assert place.image.members()[f"{HOME}/first"].size == 6
+    assert place.result().members()[f"{HOME}/first"].size == 6
     new = {path.name for path in place.ocis2i.layout.glob("blobs/sha256/*")} - blobs
     for name in new:
         assert SECRET.encode() not in (place.ocis2i.layout / "blobs/sha256" / name).read_bytes()
-    assert_nowhere(place, SECRET)
+    assert_nowhere(place.ocis2i.store, SECRET)
     assert_nothing_half(place.ocis2i.store)
 
 
@@ -816,22 +715,22 @@ def test_secret_in_a_label_ends_the_build(alone: Place, value: str) -> None:
     given = alone.write("token", SECRET)
     # The file itself would be found as well: assemble hides it from the layer.
     lines = METADATA.format(value=value)
-    done = alone.build(alone.builder(lines), "-i", f"{given}:/opt/token", "--json")
+    done = alone.attempt(alone.builder(lines), "-i", f"{given}:/opt/token", "--json")
     alone.refused(done, 9, "is in the layer, in `tmp/.s2i/image_metadata.json`")
     assert SECRET not in done.err + done.out
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 @pytest.mark.parametrize("flag", ["-e", "--description", "--application-name"])
 def test_secret_in_the_config_ends_the_build(alone: Place, flag: str) -> None:
     value = f"A={SECRET}" if flag == "-e" else f"about {SECRET}"
-    done = alone.build(
+    done = alone.attempt(
         alone.builder("true"), "--build-env", f"TOKEN={SECRET}", flag, value, "--json"
     )
     alone.refused(done, 9, "the build variable `TOKEN` is in the image config")
     assert done.document["reason"] == "SecretLeaked"
     assert SECRET not in done.err
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -844,7 +743,7 @@ def test_secret_in_the_log_is_masked_and_ends_the_build(alone: Place, quiet: boo
     """
     password = SECRET[::-1].replace("%", "")
     flags = ["-i", f"{given}:/opt/token", "--build-env", f"TOKEN=https://me:{password}@host/"]
-    done = alone.build(alone.builder(lines), *flags, *(["--quiet"] if quiet else []))
+    done = alone.attempt(alone.builder(lines), *flags, *(["--quiet"] if quiet else []))
     alone.refused(
         done,
         9,
@@ -856,12 +755,12 @@ def test_secret_in_the_log_is_masked_and_ends_the_build(alone: Place, quiet: boo
         assert "as base64: ***\n" in done.err
     for form in (SECRET, password, shifted(2)[4:-4]):
         assert form not in done.err + done.out
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 def test_failed_script_shows_its_last_lines_without_secrets(place: Place) -> None:
     given = place.write("token", SECRET)
-    done = place.build(
+    done = place.attempt(
         place.builder("echo at the end: $(cat /opt/token); exit 5"),
         *("-i", f"{given}:/opt/token", "--quiet"),
     )
@@ -875,7 +774,7 @@ def test_certificate_is_no_secret_and_words_are_none(place: Place) -> None:
     place.write("tls/mode", "production\n")
     lines = "cp /opt/tls/ca.crt /opt/tls/mode $HOME/; cat /opt/tls/mode"
     place.built(place.builder(lines), "-i", f"{place.directory}/tls:/opt/tls")
-    assert place.image.members()[f"{HOME}/mode"].size == len("production\n")
+    assert place.result().members()[f"{HOME}/mode"].size == len("production\n")
 
 
 def test_secret_in_the_cache_of_artifacts_is_not_kept(alone: Place) -> None:
@@ -886,17 +785,17 @@ def test_secret_in_the_cache_of_artifacts_is_not_kept(alone: Place) -> None:
     builder = alone.builder(lines, scripts={"save-artifacts": save})
     runtime = alone.directory / "runtime"
     busybox_builder(runtime, "runtime:latest", scripts={"assemble": None, "run": RUN})
-    done = alone.build(
+    done = alone.attempt(
         builder,
         *("-i", f"{given}:/opt/token", "--incremental", "-a", f"/{HOME}/app"),
         *("--runtime-image", f"oci:{runtime}:runtime:latest", "--json"),
     )
     alone.refused(done, 9, "the injected file `/opt/token` is in the saved artifacts")
-    assert_nowhere(alone, SECRET)
+    assert_nowhere(alone.ocis2i.store, SECRET)
 
 
 def test_document_of_a_refused_build_is_json(place: Place) -> None:
-    done = place.build(
+    done = place.attempt(
         place.builder("true"), "--build-env", f"TOKEN={SECRET}", "-e", f"B={SECRET}", "--json"
     )
     document = json.loads(done.out)

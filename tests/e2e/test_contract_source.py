@@ -9,7 +9,6 @@ import socket
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tests.contract import better, refused, same
 from tests.fakes.bench import Bench, content, warnings
 from tests.fakes.canary import files_with
 from tests.fakes.images import BUSYBOX, LayoutImage, busybox_builder
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 from tests.fakes.repositories import Repository
 from tests.fakes.web import Answer, FakeWeb
 
@@ -36,30 +35,11 @@ MTIME = 1_577_836_800
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("source")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A builder that leaves the source where it is."""
     path = tmp_path_factory.mktemp("plain") / "layout"
     busybox_builder(path, "plain:1", scripts={"assemble": ASSEMBLE, "usage": ASSEMBLE})
     return f"oci:{path}:plain:1"
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-@pytest.fixture
-def web() -> Iterator[FakeWeb]:
-    with FakeWeb() as running:
-        yield running
 
 
 @pytest.fixture

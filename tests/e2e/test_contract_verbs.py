@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ import pytest
 
 from tests.conftest import needs
 from tests.contract import better, same
+from tests.fakes.bench import Maker, error, warnings
 from tests.fakes.images import (
     BUSYBOX,
     HOME,
     Layer,
     LayoutImage,
-    busybox_builder,
 )
-from tests.fakes.program import ARGV, PROJECT, Done, Program, program
+from tests.fakes.program import ARGV, PROJECT, Done, Program
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import Answer, FakeWeb
 
@@ -39,44 +39,6 @@ Json = dict[str, Any]
 SHELL = "#!/bin/sh\n"
 BUILD = "io.openshift.s2i.build."
 CANARY = "the canary of this host"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """One store for all tests that do not look at all of it."""
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("shared")) as running:
-        yield running
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes builders in a directory of one test."""
-
-    directory: Path
-
-    def __call__(self, scripts: Mapping[str, str | None] | None = None, **how: Any) -> str:
-        path = self.directory / f"builder-{len(list(self.directory.iterdir()))}"
-        busybox_builder(path, "b:1", scripts=scripts, **how)
-        return f"oci:{path}:b:1"
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Maker:
-    (tmp_path / "made").mkdir()
-    return Maker(tmp_path / "made")
-
-
-def warnings(done: Done) -> list[str]:
-    return [line for line in done.err.splitlines() if line.startswith("warning: ")]
-
-
-def error(done: Done) -> str:
-    """The one line that says what went wrong."""
-    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in done.err
-    return line
 
 
 def config(program: Program, image: str) -> Json:
@@ -178,7 +140,7 @@ def test_rebuild_uses_the_scripts_of_the_source(
     done = shared.ok("rebuild", "app:scripts")
     assert "\nof the source\n" in done.err
     assert warnings(done) == [
-        f"warning: `{source}` is built as it is now: the image does not say what was in it"
+        f"`{source}` is built as it is now: the image does not say what was in it"
     ]
 
 
@@ -326,7 +288,7 @@ def test_usage_has_the_outdated_name_of_destination(
     ]
     done = shared.ok(*words, "-l", "/opt/given")
     assert done.out == "/opt/given/scripts/usage 1001 red\n"
-    assert warnings(done) == ["warning: --location is deprecated, use --destination"]
+    assert warnings(done) == ["--location is deprecated, use --destination"]
     assert shared.ok(*words, "-d", "/opt/other").out == "/opt/other/scripts/usage 1001 red\n"
 
 
@@ -453,10 +415,10 @@ def test_nothing_is_run_after_a_build_that_failed(
 
 
 @pytest.fixture
-def web() -> Iterator[FakeWeb]:
-    with FakeWeb() as server:
-        server.put("/done", b"thanks\n")
-        yield server
+def web(web: FakeWeb) -> FakeWeb:
+    """The web server, which takes callbacks."""
+    web.put("/done", b"thanks\n")
+    return web
 
 
 @same("--callback-url")
@@ -513,7 +475,7 @@ def test_answer_of_an_error_is_a_message(
     done = shared(*words)
     assert done.code == code
     message = "Callback returned with error code: 410"
-    assert warnings(done) == [f"warning: {message}"]
+    assert warnings(done) == [message]
     assert len(web.log) == 1
     if code == 0:
         assert done.document["messages"] == [message]

@@ -6,30 +6,22 @@ What is in `/etc` of the host that runs the tests comes in as well: they ask for
 from __future__ import annotations
 
 import base64
-import contextlib
-import gzip
-import signal
 import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs
 from tests.contract import better
-from tests.fakes.images import (
-    BUSYBOX,
-    Layer,
-    LayoutImage,
-    busybox_builder,
-    busybox_config,
-    make_layout,
-)
+from tests.fakes.bench import Bench, told
+from tests.fakes.canary import assert_nowhere
+from tests.fakes.images import BUSYBOX, Layer, busybox_config, make_layout
 from tests.fakes.images import _architecture as architecture
 from tests.fakes.images import _busybox_layer as busybox_layer
-from tests.fakes.program import Done, Program
+from tests.fakes.program import Program
 from tests.fakes.web import Answer, FakeWeb
 
 pytestmark = [
@@ -76,31 +68,13 @@ echo "others: $NOT_FOR_THE_BUILD$NPM_TOKEN"
 """
 
 
-def facts(done: Done) -> dict[str, str]:
-    """The lines `KEY: VALUE` of a build's log."""
-    pairs = (line.partition(": ") for line in done.err.splitlines())
-    return {key: value for key, _, value in pairs}
-
-
 @dataclass(frozen=True)
-class Host:
+class Host(Bench):
     """A user of a host with settings of their own, and a store."""
-
-    ocis2i: Program
-    directory: Path
 
     @property
     def home(self) -> Path:
         return Path(self.ocis2i.environment["HOME"])
-
-    @property
-    def tag(self) -> str:
-        return f"mirrors-{self.directory.name.lower().replace('_', '-').strip('-')}:1"
-
-    @property
-    def image(self) -> LayoutImage:
-        """What was built."""
-        return LayoutImage(self.ocis2i.layout, f"docker.io/library/{self.tag}")
 
     def configured(self, settings: Mapping[str, str], **variables: str) -> Host:
         """The same user with these files below the home directory, and these variables."""
@@ -109,41 +83,15 @@ class Host:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             path.chmod(0o600)
-        environment = {**self.ocis2i.environment, **variables}
-        return replace(self, ocis2i=replace(self.ocis2i, environment=environment))
+        return self.with_variables(**variables)
 
     def builder(self, assemble: str) -> str:
-        path = self.directory / "builder"
-        busybox_builder(path, scripts={"assemble": assemble, "run": RUN})
-        return f"oci:{path}:builder:latest"
-
-    def build(self, builder: str, *arguments: str | Path) -> Done:
-        source = self.directory / "source"
-        source.mkdir(exist_ok=True)
-        return self.ocis2i("build", source, builder, self.tag, *arguments)
-
-    def built(self, builder: str, *arguments: str | Path) -> Done:
-        """Builds `tag`; the build has to succeed."""
-        done = self.build(builder, *arguments)
-        assert done.code == 0, done.err
-        return done
+        return self.image("builder", {"assemble": assemble, "run": RUN})
 
 
 @pytest.fixture
 def host(ocis2i: Program, tmp_path: Path) -> Host:
     return Host(ocis2i, tmp_path)
-
-
-def assert_nowhere(store: Path, *secrets: str) -> None:
-    """None of the secrets is in a file of the store that this user may read."""
-    for path in sorted(store.rglob("*")):
-        if (store / "layers") in path.parents or path.is_symlink() or not path.is_file():
-            continue
-        with contextlib.suppress(PermissionError):
-            data = path.read_bytes()
-            with contextlib.suppress(gzip.BadGzipFile):
-                data = gzip.decompress(data)
-            assert not [secret for secret in secrets if secret.encode() in data], path
 
 
 @better("env.build-only", "`--host-mirrors`: settings for packages are for the build alone")
@@ -156,31 +104,31 @@ def test_build_sees_where_packages_come_from_and_the_image_does_not(
     host = host.configured(SETTINGS, **VARIABLES, SSL_CERT_FILE=str(bundle))
     flags = ("--host-mirrors", "--isolation", isolation)
     done = host.built(host.builder(SHOW), *flags, "--loglevel", "5")
-    told = facts(done)
+    log = told(done)
     for name in ("ca-bundle.crt", "npmrc", "pip.conf", "settings.xml"):
-        assert f"{name} 644 0:0" in told["files"]
-    assert told["writable"] == "no"
-    assert "index-url = https://me:PASSWORD@pip.example/simple" in told["pip"]
-    assert "timeout = 7" in told["pip"]
-    assert "target" not in told["pip"]
-    assert "//npm.example/:_authToken = TOKEN" in told["npm"]
-    assert "registry = https://npm.example/" in told["npm"]
-    assert "prefix" not in told["npm"]
-    assert told["maven"] == "1"
+        assert f"{name} 644 0:0" in log["files"]
+    assert log["writable"] == "no"
+    assert "index-url = https://me:PASSWORD@pip.example/simple" in log["pip"]
+    assert "timeout = 7" in log["pip"]
+    assert "target" not in log["pip"]
+    assert "//npm.example/:_authToken = TOKEN" in log["npm"]
+    assert "registry = https://npm.example/" in log["npm"]
+    assert "prefix" not in log["npm"]
+    assert log["maven"] == "1"
     inside = "/run/ocis2i/ca-bundle.crt"
-    assert told["bundle"] == f"1 {inside} {inside}"
-    assert told["go"] == "https://go.example,"
-    assert told["cargo"] == "https://cargo.example/index"
-    assert told["proxies"] == "proxy.example:3128 proxy.example:3128"
-    assert told["others"] == ""
+    assert log["bundle"] == f"1 {inside} {inside}"
+    assert log["go"] == "https://go.example,"
+    assert log["cargo"] == "https://cargo.example/index"
+    assert log["proxies"] == "proxy.example:3128 proxy.example:3128"
+    assert log["others"] == ""
     for sentence in ("pip: ", "npm: ", "maven: ", "proxies: https_proxy", "cargo: "):
         assert f"\n{sentence}" in done.err
     assert PASSWORD not in done.err + done.out
     assert TOKEN not in done.err + done.out
-    config = str(host.image.config)
+    config = str(host.result().config)
     assert "example" not in config
     assert "ocis2i/" not in config
-    assert not [name for name in host.image.members() if name.startswith("run")]
+    assert not [name for name in host.result().members() if name.startswith("run")]
     assert_nowhere(host.ocis2i.store, PASSWORD, TOKEN, "npm.example", "cargo.example")
 
 
@@ -189,8 +137,8 @@ def test_without_the_flag_a_build_sees_nothing_of_this_host(host: Host) -> None:
     lines = (
         "#!/bin/sh\nset -e\ntest ! -e /run/ocis2i\nenv | cut -d= -f1 | sort | xargs echo names:\n"
     )
-    told = facts(host.built(host.builder(lines)))
-    assert told["names"] == "APP_ROOT HOME HOSTNAME PATH PWD SHLVL"
+    log = told(host.built(host.builder(lines)))
+    assert log["names"] == "APP_ROOT HOME HOSTNAME PATH PWD SHLVL"
 
 
 def test_variables_of_the_command_line_win(host: Host) -> None:
@@ -203,8 +151,8 @@ def test_variables_of_the_command_line_win(host: Host) -> None:
         "HTTPS_PROXY=http://b.example:3",
     )
     done = host.built(host.builder(lines), "--host-mirrors", *flags)
-    assert facts(done)["seen"] == "http://mine.example:2 http://b.example:3 host.example"
-    assert "https_proxy=http://mine.example:2" in host.image.config["Env"]
+    assert told(done)["seen"] == "http://mine.example:2 http://b.example:3 host.example"
+    assert "https_proxy=http://mine.example:2" in host.result().config["Env"]
 
 
 @better("security.secrets", "passwords of mirrors are searched for as well")
@@ -224,7 +172,7 @@ def test_password_of_a_mirror_that_gets_out_ends_the_build(
     settings = SETTINGS | {".m2/settings.xml": SETTINGS[".m2/settings.xml"].replace("Vw83", "Mv27")}
     settings[".config/pip/pip.conf"] = settings[".config/pip/pip.conf"].replace("Vw83", "Pp54")
     host = host.configured(settings, **VARIABLES)
-    done = host.build(host.builder(f"#!/bin/sh\n{line}\n"), "--host-mirrors")
+    done = host.attempt(host.builder(f"#!/bin/sh\n{line}\n"), "--host-mirrors")
     assert done.code == 9, done.err
     assert f"secrets got out: {found}" in done.err
     secrets = [f"{begin}{PASSWORD[4:]}" for begin in ("Vw83", "Mv27", "Pp54")]
@@ -237,21 +185,7 @@ def test_password_of_a_mirror_that_gets_out_ends_the_build(
 def test_killed_build_leaves_no_settings_on_the_disk(host: Host, isolation: str) -> None:
     host = host.configured(SETTINGS, **VARIABLES)
     builder = host.builder("#!/bin/sh\ntest -s $PIP_CONFIG_FILE\necho now\nexec sleep 1000\n")
-    source = host.directory / "source"
-    source.mkdir()
-    started = host.ocis2i.start(
-        *("build", source, builder, host.tag, "--host-mirrors", "--isolation", isolation)
-    )
-    with started:
-        assert started.stderr is not None
-        for line in started.stderr:
-            if line == "now\n":
-                break
-        started.kill()
-        started.communicate(timeout=60)
-    assert started.returncode == -signal.SIGKILL
-    (left,) = (host.ocis2i.store / "builds").iterdir()
-    assert (left / "upper").is_dir()
+    host.killed(builder, "--host-mirrors", "--isolation", isolation)
     assert_nowhere(host.ocis2i.store, PASSWORD, TOKEN, "npm.example", "maven.example")
 
 
@@ -267,7 +201,7 @@ def test_settings_that_are_broken_are_named(
     host: Host, settings: Mapping[str, str], sentence: str
 ) -> None:
     host = host.configured(settings)
-    done = host.build(host.builder("#!/bin/sh\necho never\n"), "--host-mirrors")
+    done = host.attempt(host.builder("#!/bin/sh\necho never\n"), "--host-mirrors")
     assert done.code == 2, done.err
     assert sentence in done.err
     assert PASSWORD not in done.err
@@ -351,7 +285,7 @@ def test_pip_installs_from_the_hosts_index_with_its_password(host: Host, python:
         web.put(f"/files/{file.name}", file.read_bytes())
         address = f"http://me:{PASSWORD}@{web.host}/simple"
         host = host.configured({".config/pip/pip.conf": f"[install]\nindex-url = {address}\n"})
-        refused = host.build(python.location, *python.volumes, "--network", "host")
+        refused = host.attempt(python.location, *python.volumes, "--network", "host")
         assert refused.code == 7
         done = host.built(python.location, *python.volumes, "--host-mirrors")
         basic = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
@@ -359,8 +293,8 @@ def test_pip_installs_from_the_hosts_index_with_its_password(host: Host, python:
             NAME: f"Basic {basic}",
             f"/files/{file.name}": f"Basic {basic}",
         }
-    assert facts(done)["the package"] == "works"
-    assert "opt/app-root/src/lib/demo_package.py" in host.image.members()
+    assert told(done)["the package"] == "works"
+    assert "opt/app-root/src/lib/demo_package.py" in host.result().members()
     assert_nowhere(host.ocis2i.store, PASSWORD, basic, web.host)
 
 
@@ -376,7 +310,7 @@ def test_pip_installs_from_a_directory_of_the_host(host: Host, python: Python) -
         path.chmod(0o755)
     host = host.configured({".pip/pip.conf": f"[global]\nindex-url = file://{index}\n"})
     done = host.built(python.location, *python.volumes, "--host-mirrors")
-    assert facts(done)["the package"] == "works"
-    names = {name for name in host.image.members() if not name.startswith(("opt", "tmp/src"))}
+    assert told(done)["the package"] == "works"
+    names = {name for name in host.result().members() if not name.startswith(("opt", "tmp/src"))}
     assert names <= {"tmp", "tmp/scripts"}
-    assert str(index) not in str(host.image.config)
+    assert str(index) not in str(host.result().config)

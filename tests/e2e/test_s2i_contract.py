@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,16 @@ import pytest
 
 from tests.conftest import needs
 from tests.contract import better, refused, same
+from tests.fakes.bench import Bench, sh, told
 from tests.fakes.images import (
     BUSYBOX,
     HOME,
     Layer,
     busybox_builder,
-    busybox_config,
     make_layout,
 )
 from tests.fakes.images import _architecture as architecture
-from tests.fakes.images import _busybox_layer as busybox_layer
-from tests.fakes.images import _scripts_layer as scripts_layer
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -63,27 +61,14 @@ echo "shm: $(stat -c '%a' /dev/shm)"
 """
 
 
-def telling(*lines: str) -> dict[str, str]:
+def telling(*lines: str) -> dict[str, str | None]:
     """Scripts of a builder whose assemble runs these lines of shell."""
-    return {"assemble": "\n".join(["#!/bin/sh", "set -e", *lines, ""]), "run": RUN}
-
-
-def facts(done: Done) -> dict[str, str]:
-    """The lines `KEY: VALUE` of a build's log."""
-    pairs = (line.partition(": ") for line in done.err.splitlines())
-    return {key: value for key, _, value in pairs}
+    return sh(*lines) | {"run": RUN}
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A store that all tests of this module share, and a directory for each of them."""
-
-    ocis2i: Program
-    directory: Path
-
-    @property
-    def tag(self) -> str:
-        return f"app-{self.directory.name.lower().replace('_', '-').strip('-')}:1"
+class Desk(Bench):
+    """A bench whose builders tell what they see."""
 
     def builder(self, scripts: Mapping[str, str | None] | None = None, **how: Any) -> str:
         path = self.directory / "builder"
@@ -98,56 +83,17 @@ class Bench:
         without: Sequence[str] = (),
     ) -> str:
         """A builder whose runtime config is changed: `config` over the usual one."""
-        path = self.directory / "builder"
         chosen = {"assemble": TELL, "run": RUN} | dict(scripts or {})
-        merged = {
-            name: value
-            for name, value in (busybox_config() | dict(config)).items()
-            if name not in without
-        }
-        layers = [busybox_layer(), scripts_layer(chosen), *more_layers]
-        make_layout(path, "builder:latest", layers, merged, platform=f"linux/{architecture()}")
-        return f"oci:{path}:builder:latest"
-
-    def source(self, files: Mapping[str, str] | None = None) -> Path:
-        """A source directory; nothing in it is executable, as git without modes has it."""
-        path = self.directory / "source"
-        for name, text in ({"index.html": "hello\n"} | dict(files or {})).items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_text(text)
-        return path
+        return self.image("builder", chosen, {**config, **dict.fromkeys(without)}, more_layers)
 
     def build(self, source: Path | str, builder: str, *arguments: str | Path) -> Done:
         """Builds `tag`; the build has to succeed."""
         return self.ocis2i.ok("build", source, builder, self.tag, *arguments)
 
     @property
-    def _manifest(self) -> Json:
-        """The manifest that the tag stands for, read from the store without the program."""
-        index = json.loads((self.ocis2i.layout / "index.json").read_bytes())
-        name = f"docker.io/library/{self.tag}"
-        (digest,) = (
-            entry["digest"]
-            for entry in index["manifests"]
-            if entry["annotations"]["org.opencontainers.image.ref.name"] == name
-        )
-        manifest: Json = json.loads(self._blob(digest).read_bytes())
-        return manifest
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the store has something under the tag."""
-        return f'/{self.tag}"' in (self.ocis2i.layout / "index.json").read_text()
-
-    def _blob(self, digest: str) -> Path:
-        return self.ocis2i.layout / "blobs" / Path(*digest.split(":"))
-
-    @property
     def config(self) -> Json:
         """The runtime config of what was built."""
-        document = json.loads(self._blob(self._manifest["config"]["digest"]).read_bytes())
-        config: Json = document["config"]
-        return config
+        return self.result().config
 
     @property
     def env(self) -> list[str]:
@@ -160,26 +106,16 @@ class Bench:
     @property
     def layer(self) -> dict[str, tarfile.TarInfo]:
         """The members of the new layer, by name."""
-        blob = self._blob(self._manifest["layers"][-1]["digest"])
-        with tarfile.open(blob, "r:gz") as archive:
-            return {member.name.rstrip("/"): member for member in archive}
+        return self.result().members()
 
     def in_image(self, *command: str) -> str:
         """What a command prints in a container of the result."""
         return self.ocis2i.ok("run", self.tag, *command).out
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("contract")) as ocis2i:
-        yield ocis2i
-
-
 @pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
+def bench(shared: Program, tmp_path: Path) -> Desk:
+    return Desk(shared, tmp_path)
 
 
 # --- which scripts ----------------------------------------------------------------------------
@@ -187,17 +123,17 @@ def bench(shared: Program, tmp_path: Path) -> Bench:
 
 @same("io.openshift.s2i.scripts-url")
 @same("scripts.url-image")
-def test_scripts_of_the_image_are_run_where_they_are(bench: Bench) -> None:
+def test_scripts_of_the_image_are_run_where_they_are(bench: Desk) -> None:
     done = bench.build(bench.source(), bench.builder())
-    assert facts(done)["script"] == "/usr/libexec/s2i/assemble"
+    assert told(done)["script"] == "/usr/libexec/s2i/assemble"
     assert bench.config["Cmd"] == ["/usr/libexec/s2i/run"]
 
 
 @same("scripts.order")
-def test_each_script_is_looked_for_by_itself(bench: Bench) -> None:
+def test_each_script_is_looked_for_by_itself(bench: Desk) -> None:
     source = bench.source({".s2i/bin/assemble": '#!/bin/sh\necho "script: $0"\n'})
     done = bench.build(source, bench.builder())
-    assert facts(done)["script"] == "/tmp/scripts/assemble"
+    assert told(done)["script"] == "/tmp/scripts/assemble"
     assert bench.config["Cmd"] == ["/usr/libexec/s2i/run"]
 
 
@@ -205,7 +141,7 @@ def test_each_script_is_looked_for_by_itself(bench: Bench) -> None:
 @same("s2i-directory.other-files")
 @same("image.scripts-stay")
 @same("image.leftovers")
-def test_run_script_of_the_source_stays_in_the_image(bench: Bench) -> None:
+def test_run_script_of_the_source_stays_in_the_image(bench: Desk) -> None:
     source = bench.source({".s2i/bin/run": "#!/bin/sh\necho mine\n", ".s2i/bin/other": "other\n"})
     bench.build(source, bench.builder())
     assert bench.config["Cmd"] == ["/tmp/scripts/run"]
@@ -218,19 +154,19 @@ def test_run_script_of_the_source_stays_in_the_image(bench: Bench) -> None:
 
 @same("--scripts-url")
 @same("scripts.image-url-hides-source")
-def test_scripts_url_inside_the_image_beats_the_source(bench: Bench) -> None:
+def test_scripts_url_inside_the_image_beats_the_source(bench: Desk) -> None:
     other = Layer().dir("other").file("other/assemble", TELL, mode=0o755)
     other.file("other/run", RUN, mode=0o755)
     source = bench.source({".s2i/bin/assemble": "#!/bin/sh\nexit 1\n"})
     builder = bench.builder(more_layers=[other])
     done = bench.build(source, builder, "--scripts-url", "image:///other")
-    assert facts(done)["script"] == "/other/assemble"
+    assert told(done)["script"] == "/other/assemble"
     assert bench.config["Cmd"] == ["/other/run"]
 
 
 @same("scripts.url-file")
 @same("scripts.some-at-url")
-def test_scripts_url_on_the_host_beats_the_source_for_what_it_has(bench: Bench) -> None:
+def test_scripts_url_on_the_host_beats_the_source_for_what_it_has(bench: Desk) -> None:
     scripts = bench.directory / "scripts"
     scripts.mkdir()
     (scripts / "assemble").write_text("#!/bin/sh\necho 'from: the host'\n")
@@ -238,13 +174,13 @@ def test_scripts_url_on_the_host_beats_the_source_for_what_it_has(bench: Bench) 
         ".s2i/bin/assemble": "#!/bin/sh\nexit 1\n", ".s2i/bin/run": "#!/bin/sh\necho source\n"
     })  # fmt: skip
     done = bench.build(source, bench.builder(), "--scripts-url", f"file://{scripts}")
-    assert facts(done)["from"] == "the host"
+    assert told(done)["from"] == "the host"
     assert bench.in_image() == "source\n"
 
 
 @better("scripts.careless-urls", "`image://usr/x` means `/usr/x`")
 @pytest.mark.parametrize("url", ["image:///usr/libexec/s2i/", "image://usr/libexec/s2i"])
-def test_careless_scripts_urls_of_images_are_understood(bench: Bench, url: str) -> None:
+def test_careless_scripts_urls_of_images_are_understood(bench: Desk, url: str) -> None:
     builder = bench.builder(labels={"io.openshift.s2i.scripts-url": url})
     bench.build(bench.source(), builder)
     assert bench.config["Cmd"] == ["/usr/libexec/s2i/run"]
@@ -254,7 +190,7 @@ def test_careless_scripts_urls_of_images_are_understood(bench: Bench, url: str) 
 @same("io.s2i.scripts-url")
 @same("STI_SCRIPTS_URL")
 @pytest.mark.parametrize("kind", ["label", "variable"])
-def test_outdated_promises_of_a_builder_count_with_a_warning(bench: Bench, kind: str) -> None:
+def test_outdated_promises_of_a_builder_count_with_a_warning(bench: Desk, kind: str) -> None:
     url = "image:///usr/libexec/s2i"
     change = (
         {"Labels": {"io.s2i.scripts-url": url}}
@@ -269,7 +205,7 @@ def test_outdated_promises_of_a_builder_count_with_a_warning(bench: Bench, kind:
 @better("scripts.required", "looked for in the image before anything runs")
 @better("scripts.missing", "one error that names the path")
 @better("exit.missing-script", "4")
-def test_missing_script_of_the_image_is_one_clear_error(bench: Bench) -> None:
+def test_missing_script_of_the_image_is_one_clear_error(bench: Desk) -> None:
     builder = bench.builder({"run": None})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag)
     assert done.code == 4
@@ -285,7 +221,7 @@ def test_missing_script_of_the_image_is_one_clear_error(bench: Bench) -> None:
 @same("image.ports-volumes-signal-health")
 @same("image.dropped-fields")
 @better("assemble.entrypoint", "scripts are run directly")
-def test_cmd_is_the_run_script_alone_and_all_else_is_the_builders(bench: Bench) -> None:
+def test_cmd_is_the_run_script_alone_and_all_else_is_the_builders(bench: Desk) -> None:
     kept: Json = {
         "User": "1001",
         "WorkingDir": HOME,
@@ -305,13 +241,13 @@ def test_cmd_is_the_run_script_alone_and_all_else_is_the_builders(bench: Bench) 
 
 
 @same("image.user")
-def test_user_of_the_image_is_not_the_assemble_user(bench: Bench) -> None:
+def test_user_of_the_image_is_not_the_assemble_user(bench: Desk) -> None:
     bench.build(bench.source(), bench.builder(), "--assemble-user", "0")
     assert bench.config["User"] == "1001"
 
 
 @same("OnBuildForbidden")
-def test_onbuild_is_refused(bench: Bench) -> None:
+def test_onbuild_is_refused(bench: Desk) -> None:
     builder = bench.builder_with({"OnBuild": ["COPY . /src", "RUN make"]})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, "--json")
     assert done.code == 9
@@ -341,7 +277,7 @@ EQUALS=a=b
 @same("env.persisted")
 @better("env.duplicates", "each name once, with its last value")
 @same("image.env")
-def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Bench) -> None:
+def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Desk) -> None:
     source = bench.source({".s2i/environment": ENVIRONMENT})
     show = 'echo "seen: $IN_ALL $IN_TWO $ONLY_IMAGE $FROM_FILE $QUOTED $TWICE $EQUALS"'
     builder = bench.builder(
@@ -349,7 +285,7 @@ def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Bench) 
     )
     flags = ("-e", "IN_ALL=flag", "-e", "IN_TWO=flag", "-e", "GREETING=hi there")
     done = bench.build(source, builder, *flags)
-    assert facts(done)["seen"] == 'flag flag image file "as it is" 2 a=b'
+    assert told(done)["seen"] == 'flag flag image file "as it is" 2 a=b'
     env = bench.env
     names = [entry.partition("=")[0] for entry in env]
     assert len(names) == len(set(names))
@@ -364,7 +300,7 @@ def test_environment_comes_from_image_file_and_flag_in_this_order(bench: Bench) 
 
 
 @better("env.s2i-environment", "lines that are skipped are counted in a warning")
-def test_lines_of_the_environment_file_that_are_none_are_counted_not_shown(bench: Bench) -> None:
+def test_lines_of_the_environment_file_that_are_none_are_counted_not_shown(bench: Desk) -> None:
     source = bench.source({".s2i/environment": "A=1\nsecret words\n"})
     done = bench.build(source, bench.builder())
     assert "warning: `.s2i/environment`: 1 line without NAME=VALUE left out" in done.err
@@ -373,7 +309,7 @@ def test_lines_of_the_environment_file_that_are_none_are_counted_not_shown(bench
 
 @same("env.invalid")
 @pytest.mark.parametrize("variable", ["NAME", "=value", ""])
-def test_variable_without_name_or_value_is_refused(bench: Bench, variable: str) -> None:
+def test_variable_without_name_or_value_is_refused(bench: Desk, variable: str) -> None:
     builder = bench.builder()
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, "-e", variable)
     assert done.code == 2
@@ -433,7 +369,7 @@ def repository(tmp_path: Path) -> Repository:
 @same("io.openshift.s2i.build.source-location")
 @same("io.openshift.s2i.build.source-context-dir")
 @needs("git")
-def test_labels_say_where_the_source_came_from(bench: Bench, repository: Repository) -> None:
+def test_labels_say_where_the_source_came_from(bench: Desk, repository: Repository) -> None:
     url = f"file://{repository.path}"
     options = ("--ref", "stable", "--context-dir", "web", "--description", "It greets.")
     bench.build(url, bench.builder(labels={"vendor": "us"}), *options)
@@ -457,7 +393,7 @@ def test_labels_say_where_the_source_came_from(bench: Bench, repository: Reposit
 @same("--ref")
 @needs("git")
 @pytest.mark.parametrize("ref", ["v1", "commit"])
-def test_tag_and_commit_are_refs_too(bench: Bench, repository: Repository, ref: str) -> None:
+def test_tag_and_commit_are_refs_too(bench: Desk, repository: Repository, ref: str) -> None:
     wanted = repository("rev-parse", "stable")
     bench.build(repository.path, bench.builder(), "--ref", wanted if ref == "commit" else ref)
     assert bench.labels["io.openshift.s2i.build.commit.id"] == wanted
@@ -466,7 +402,7 @@ def test_tag_and_commit_are_refs_too(bench: Bench, repository: Repository, ref: 
 
 @better("source.fragment", "it counts, and `--ref` beats it")
 @needs("git")
-def test_fragment_is_a_ref_and_the_flag_beats_it(bench: Bench, repository: Repository) -> None:
+def test_fragment_is_a_ref_and_the_flag_beats_it(bench: Desk, repository: Repository) -> None:
     url = f"file://{repository.path}#stable"
     bench.build(url, bench.builder())
     assert bench.in_image("cat", "/tmp/src/web/index.html") == "of stable\n"
@@ -477,7 +413,7 @@ def test_fragment_is_a_ref_and_the_flag_beats_it(bench: Bench, repository: Repos
 @same("--copy")
 @same("exclude.default")
 @needs("git")
-def test_local_clone_gives_committed_content_only(bench: Bench, repository: Repository) -> None:
+def test_local_clone_gives_committed_content_only(bench: Desk, repository: Repository) -> None:
     (repository.path / "web/index.html").write_text("not committed\n")
     bench.build(repository.path, bench.builder())
     assert bench.in_image("cat", "/tmp/src/web/index.html") == "of main\n"
@@ -491,7 +427,7 @@ def test_local_clone_gives_committed_content_only(bench: Bench, repository: Repo
 @same("io.k8s.display-name")
 @same("labels.inherited")
 @same("source.copy-labels")
-def test_names_in_labels_are_as_typed(bench: Bench) -> None:
+def test_names_in_labels_are_as_typed(bench: Desk) -> None:
     builder = bench.builder(labels={"io.k8s.display-name": "the builder", "vendor": "us"})
     bench.build(bench.source(), builder)
     assert bench.labels["io.k8s.display-name"] == bench.tag
@@ -507,7 +443,7 @@ METADATA = "/tmp/.s2i/image_metadata.json"
 @same("labels.precedence")
 @same("metadata.labels")
 @same("metadata.stays")
-def test_labels_that_assemble_writes_win(bench: Bench) -> None:
+def test_labels_that_assemble_writes_win(bench: Desk) -> None:
     document = '{"labels": [{"vendor": "assemble", "a": "1"}, {"io.k8s.display-name": "mine"}]}'
     scripts = telling("mkdir /tmp/.s2i", f"echo '{document}' > {METADATA}")
     bench.build(bench.source(), bench.builder(scripts, labels={"vendor": "us"}))
@@ -520,7 +456,7 @@ def test_labels_that_assemble_writes_win(bench: Bench) -> None:
 @better("metadata.links", "what the link means inside the image counts")
 @same("security.metadata")
 @pytest.mark.parametrize("link", ["file", "directory"])
-def test_link_in_place_of_the_labels_never_reads_the_host(bench: Bench, link: str) -> None:
+def test_link_in_place_of_the_labels_never_reads_the_host(bench: Desk, link: str) -> None:
     secret = bench.directory / "secret"
     secret.mkdir()
     (secret / "image_metadata.json").write_text('{"labels": [{"stolen": "from the host"}]}')
@@ -537,7 +473,7 @@ def test_link_in_place_of_the_labels_never_reads_the_host(bench: Bench, link: st
 @pytest.mark.parametrize(
     "document", ["not json", "[]", "{}", '{"labels": [{"a": 1}]}', '{"labels": {"a": "b"}}']
 )
-def test_malformed_labels_fail_the_build(bench: Bench, document: str) -> None:
+def test_malformed_labels_fail_the_build(bench: Desk, document: str) -> None:
     builder = bench.builder(telling("mkdir /tmp/.s2i", f"echo '{document}' > {METADATA}"))
     done = bench.ocis2i("build", bench.source(), builder, bench.tag)
     assert done.code == 4
@@ -546,7 +482,7 @@ def test_malformed_labels_fail_the_build(bench: Bench, document: str) -> None:
 
 
 @same("labels.limit")
-def test_labels_have_a_limit_together(bench: Bench) -> None:
+def test_labels_have_a_limit_together(bench: Desk) -> None:
     builder = bench.builder(labels={"large": "x" * 10_000})
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, "--description", "y" * 300)
     assert done.code == 9
@@ -561,7 +497,7 @@ def test_labels_have_a_limit_together(bench: Bench) -> None:
 @same("scripts.destination")
 @same("upload.layout")
 @pytest.mark.parametrize("kind", ["label", "flag", "both"])
-def test_destination_of_source_and_scripts(bench: Bench, kind: str) -> None:
+def test_destination_of_source_and_scripts(bench: Desk, kind: str) -> None:
     labels = {"io.openshift.s2i.destination": "/opt/label"} if kind != "flag" else {}
     flags = ("--destination", "/opt/flag/deep/") if kind != "label" else ()
     place = "/opt/label" if kind == "label" else "/opt/flag/deep"
@@ -574,13 +510,13 @@ def test_destination_of_source_and_scripts(bench: Bench, kind: str) -> None:
 
 
 @refused("--destination opt/x", "a relative path means nothing in an image")
-def test_relative_destination_is_refused(bench: Bench) -> None:
+def test_relative_destination_is_refused(bench: Desk) -> None:
     done = bench.ocis2i("build", bench.source(), bench.builder(), bench.tag, "-d", "opt/x")
     assert done.code == 2
     assert "--destination" in done.err
 
 
-def test_destination_through_a_link_stays_inside_the_image(bench: Bench) -> None:
+def test_destination_through_a_link_stays_inside_the_image(bench: Desk) -> None:
     link = Layer().dir("real").dir("links").symlink("links/out", "/../../../real")
     builder = bench.builder(telling("ls /real"), more_layers=[link])
     bench.build(bench.source(), builder, "--destination", "/links/out")
@@ -607,21 +543,21 @@ def test_destination_through_a_link_stays_inside_the_image(bench: Bench) -> None
         ("65535", "65535:0"),
     ],
 )
-def test_user_of_the_image_in_every_form(bench: Bench, user: str, seen: str) -> None:
+def test_user_of_the_image_in_every_form(bench: Desk, user: str, seen: str) -> None:
     done = bench.build(bench.source(), bench.builder(user=user))
-    told = facts(done)
-    assert told["id"] == seen
+    log = told(done)
+    assert log["id"] == seen
     owner = seen.replace(":", " ")
-    assert told["src"] == f"755 {owner}"
-    assert told["index"] == f"644 {owner}"
+    assert log["src"] == f"755 {owner}"
+    assert log["index"] == f"644 {owner}"
     assert bench.config.get("User", "") == user
 
 
 @same("assemble.user-forms")
-def test_supplementary_groups_come_from_the_image(bench: Bench) -> None:
+def test_supplementary_groups_come_from_the_image(bench: Desk) -> None:
     group = Layer().dir("etc").file("etc/group", "root:x:0:\na:x:50:default\nb:x:60:x,default\n")
     done = bench.build(bench.source(), bench.builder(user="default", more_layers=[group]))
-    assert facts(done)["groups"].split() == ["0", "50", "60"]
+    assert told(done)["groups"].split() == ["0", "50", "60"]
 
 
 @same("--assemble-user")
@@ -629,14 +565,14 @@ def test_supplementary_groups_come_from_the_image(bench: Bench) -> None:
 @same("assemble.user")
 @pytest.mark.parametrize(("flag", "seen"), [(None, "65534:0"), ("77:88", "77:88")])
 def test_assemble_user_of_flag_beats_label_beats_user(
-    bench: Bench, flag: str | None, seen: str
+    bench: Desk, flag: str | None, seen: str
 ) -> None:
     builder = bench.builder(labels={"io.openshift.s2i.assemble-user": "65534:0"})
     flags = ("--assemble-user", flag) if flag else ()
-    assert facts(bench.build(bench.source(), builder, *flags))["id"] == seen
+    assert told(bench.build(bench.source(), builder, *flags))["id"] == seen
 
 
-def test_unknown_user_name_is_one_clear_error(bench: Bench) -> None:
+def test_unknown_user_name_is_one_clear_error(bench: Desk) -> None:
     done = bench.ocis2i(
         "build", bench.source(), bench.builder(), bench.tag, "--assemble-user", "alice"
     )
@@ -649,11 +585,11 @@ def test_unknown_user_name_is_one_clear_error(bench: Bench) -> None:
     ("user", "home"),
     [("0", "/root"), ("default", HOME), ("1001", HOME), ("4321", "/"), ("nobody", "/nonexistent")],
 )
-def test_home_comes_from_the_images_passwd(bench: Bench, user: str, home: str) -> None:
+def test_home_comes_from_the_images_passwd(bench: Desk, user: str, home: str) -> None:
     builder = bench.builder_with({"User": user, "Env": ["OTHER=x"]})
-    told = facts(bench.build(bench.source(), builder))
-    assert told["home"] == home
-    assert told["path"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    log = told(bench.build(bench.source(), builder))
+    assert log["home"] == home
+    assert log["path"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert bench.env == ["OTHER=x"]
 
 
@@ -663,19 +599,19 @@ def test_home_comes_from_the_images_passwd(bench: Bench, user: str, home: str) -
 @same("assemble.no-arguments")
 @same("assemble.working-directory")
 @same("assemble.shm")
-def test_assemble_starts_as_the_contract_says(bench: Bench) -> None:
-    told = facts(bench.build(bench.source(), bench.builder()))
-    assert told["arguments"] == "0"
-    assert told["pwd"] == HOME
-    assert told["home"] == HOME
-    assert told["stdin"] == "0"
-    assert told["tmp"] == "1777"
-    assert told["shm"] == "1777"
-    assert told["hostname"]
+def test_assemble_starts_as_the_contract_says(bench: Desk) -> None:
+    log = told(bench.build(bench.source(), bench.builder()))
+    assert log["arguments"] == "0"
+    assert log["pwd"] == HOME
+    assert log["home"] == HOME
+    assert log["stdin"] == "0"
+    assert log["tmp"] == "1777"
+    assert log["shm"] == "1777"
+    assert log["hostname"]
 
 
 @same("assemble.source-is-writable")
-def test_source_can_be_moved_away_by_the_assemble_user(bench: Bench) -> None:
+def test_source_can_be_moved_away_by_the_assemble_user(bench: Desk) -> None:
     source = bench.source({".hidden": "h", "sub/deep/file": "d"})
     (source / "sub").chmod(0o755)
     builder = bench.builder(telling('mv /tmp/src/* /tmp/src/.hidden "$HOME"', "rmdir /tmp/src"))
@@ -685,7 +621,7 @@ def test_source_can_be_moved_away_by_the_assemble_user(bench: Bench) -> None:
 
 
 @same("assemble.source-is-writable")
-def test_empty_source_is_an_empty_writable_directory(bench: Bench) -> None:
+def test_empty_source_is_an_empty_writable_directory(bench: Desk) -> None:
     source = bench.directory / "nothing"
     source.mkdir()
     bench.build(source, bench.builder(telling('[ -z "$(ls -A /tmp/src)" ]', "touch /tmp/src/x")))
@@ -694,21 +630,21 @@ def test_empty_source_is_an_empty_writable_directory(bench: Bench) -> None:
 
 @same("assemble.working-directory")
 @pytest.mark.parametrize(("working_dir", "pwd"), [("/made/for/me", "/made/for/me"), ("", "/")])
-def test_working_directory_is_there(bench: Bench, working_dir: str, pwd: str) -> None:
+def test_working_directory_is_there(bench: Desk, working_dir: str, pwd: str) -> None:
     builder = bench.builder_with({"WorkingDir": working_dir})
-    assert facts(bench.build(bench.source(), builder))["pwd"] == pwd
+    assert told(bench.build(bench.source(), builder))["pwd"] == pwd
 
 
-def test_builder_without_a_tmp_gets_a_usable_one(bench: Bench) -> None:
+def test_builder_without_a_tmp_gets_a_usable_one(bench: Desk) -> None:
     gone = Layer().whiteout("tmp")
-    told = facts(bench.build(bench.source(), bench.builder(more_layers=[gone])))
-    assert told["src"] == "755 1001 0"
-    assert told["tmp"] == "1777"
+    log = told(bench.build(bench.source(), bench.builder(more_layers=[gone])))
+    assert log["src"] == "755 1001 0"
+    assert log["tmp"] == "1777"
 
 
 @better("assemble.missing-tar", "the source is put there from outside")
 @better("layered", "no second image is made")
-def test_builder_without_shell_and_tar_can_assemble(bench: Bench) -> None:
+def test_builder_without_shell_and_tar_can_assemble(bench: Desk) -> None:
     if architecture() != "amd64":
         pytest.skip("the program of this test is machine code for amd64")
     layer = Layer().dir("s2i").file("s2i/assemble", mkdir_program(b"/made"), mode=0o755)
@@ -741,7 +677,7 @@ def mkdir_program(path: bytes) -> bytes:
 @same("image.nothing-of-the-engine")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_names_are_resolved_as_on_the_host_and_nothing_of_it_is_kept(
-    bench: Bench, isolation: str
+    bench: Desk, isolation: str
 ) -> None:
     show = "cat /etc/resolv.conf; echo; echo between; cat /etc/hosts; echo; touch /tmp/made"
     builder = bench.builder(telling(f"echo begin; {show}; echo end"), user="0")
@@ -756,7 +692,7 @@ def test_names_are_resolved_as_on_the_host_and_nothing_of_it_is_kept(
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_resolver_that_is_a_dangling_link_in_the_image_works(bench: Bench, isolation: str) -> None:
+def test_resolver_that_is_a_dangling_link_in_the_image_works(bench: Desk, isolation: str) -> None:
     # What systemd-resolved leaves in images.
     link = Layer().dir("etc").symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
     builder = bench.builder(
@@ -776,7 +712,7 @@ def test_resolver_that_is_a_dangling_link_in_the_image_works(bench: Bench, isola
 @same("volume.not-committed")
 @same("volume.read-only")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_volumes_are_seen_and_are_not_in_the_image(bench: Bench, isolation: str) -> None:
+def test_volumes_are_seen_and_are_not_in_the_image(bench: Desk, isolation: str) -> None:
     shared, fixed = bench.directory / "rw", bench.directory / "ro"
     for path in (shared, fixed):
         path.mkdir()
@@ -796,16 +732,16 @@ def test_volumes_are_seen_and_are_not_in_the_image(bench: Bench, isolation: str)
         *("-v", f"{shared}:/cache", "--volume", f"{fixed}:/mnt/made/here:ro"),
         *("-v", f"{settings}:/etc/settings:ro,Z"),
     )
-    told = facts(done)
-    assert told["given"] == "rw ro one file"
-    assert told["ro"] == "yes"
+    log = told(done)
+    assert log["given"] == "rw ro one file"
+    assert log["ro"] == "yes"
     assert (shared / "new").read_text() == "new\n"
     assert not (fixed / "new").exists()
     names = {name for name in bench.layer if not name.startswith(("tmp", "opt"))}
     assert names == {"mnt", "mnt/made", "mnt/made/beside"}
 
 
-def test_volume_hides_what_the_image_has_there_for_the_build_only(bench: Bench) -> None:
+def test_volume_hides_what_the_image_has_there_for_the_build_only(bench: Desk) -> None:
     cache = bench.directory / "cache"
     cache.mkdir()
     (cache / "wheel").write_text("cached\n")
@@ -819,7 +755,7 @@ def test_volume_hides_what_the_image_has_there_for_the_build_only(bench: Bench) 
 @pytest.mark.parametrize(
     "volume", ["relative:/x", "/nowhere/at/all:/x", "/:relative", "/", "/:/", "/:/x:odd", "::"]
 )
-def test_volume_that_makes_no_sense_is_refused(bench: Bench, volume: str) -> None:
+def test_volume_that_makes_no_sense_is_refused(bench: Desk, volume: str) -> None:
     done = bench.ocis2i("build", bench.source(), bench.builder(), bench.tag, "-v", volume)
     assert done.code == 2
     assert "invalid volume" in done.err
@@ -871,7 +807,7 @@ class Following:
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_output_comes_line_by_line_while_the_script_runs(bench: Bench, isolation: str) -> None:
+def test_output_comes_line_by_line_while_the_script_runs(bench: Desk, isolation: str) -> None:
     go = bench.directory / "go"
     go.mkdir()
     scripts = telling(
@@ -890,7 +826,7 @@ def test_output_comes_line_by_line_while_the_script_runs(bench: Bench, isolation
 
 
 @better("output.streams", "the result alone is on standard output")
-def test_both_streams_are_shown_and_results_alone_are_on_stdout(bench: Bench) -> None:
+def test_both_streams_are_shown_and_results_alone_are_on_stdout(bench: Desk) -> None:
     builder = bench.builder(telling("echo to stdout", "echo to stderr >&2", "printf 'a\\377b\\n'"))
     done = bench.build(bench.source(), builder)
     assert "\nto stdout\n" in done.err
@@ -901,7 +837,7 @@ def test_both_streams_are_shown_and_results_alone_are_on_stdout(bench: Bench) ->
 
 
 @better("--quiet", "hides what is neither error nor warning")
-def test_quiet_shows_nothing(bench: Bench) -> None:
+def test_quiet_shows_nothing(bench: Desk) -> None:
     done = bench.build(bench.source(), bench.builder(), "-q")
     assert done.err == ""
     assert "@sha256:" in done.out
@@ -912,7 +848,7 @@ def test_quiet_shows_nothing(bench: Bench) -> None:
 @same("AssembleFailed")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_failing_script_ends_with_its_exit_code_in_the_document(
-    bench: Bench, isolation: str
+    bench: Desk, isolation: str
 ) -> None:
     builder = bench.builder(telling("echo before", "exit 42"))
     options = ("--isolation", isolation, "--json")
@@ -931,7 +867,7 @@ def test_failing_script_ends_with_its_exit_code_in_the_document(
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize(("line", "code"), [("kill -9 $$", 137), ("no-such-program", 127)])
 def test_script_that_is_killed_or_lacks_a_program_has_the_exit_code_of_a_shell(
-    bench: Bench, isolation: str, line: str, code: int
+    bench: Desk, isolation: str, line: str, code: int
 ) -> None:
     builder = bench.builder(telling(f"sh -c '{line}'"))
     options = ("--isolation", isolation, "--json")
@@ -940,9 +876,7 @@ def test_script_that_is_killed_or_lacks_a_program_has_the_exit_code_of_a_shell(
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_script_whose_interpreter_is_missing_fails_and_says_so(
-    bench: Bench, isolation: str
-) -> None:
+def test_script_whose_interpreter_is_missing_fails_and_says_so(bench: Desk, isolation: str) -> None:
     builder = bench.builder({"assemble": "#!/no/such/shell\n"})
     options = ("--isolation", isolation, "--json")
     done = bench.ocis2i("build", bench.source(), builder, bench.tag, *options)
@@ -983,7 +917,7 @@ def assert_gone(ocis2i: Program, token: str) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_signal_stops_the_whole_container_and_leaves_nothing(
-    bench: Bench, isolation: str, number: signal.Signals, code: int
+    bench: Desk, isolation: str, number: signal.Signals, code: int
 ) -> None:
     token = f"{os.getpid()}{number}{len(isolation)}.75"
     # A shell runs its traps between two commands: short ones, or the end would have to wait.
@@ -1002,7 +936,7 @@ def test_signal_stops_the_whole_container_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_second_signal_ends_a_script_that_ignores_the_first(bench: Bench, isolation: str) -> None:
+def test_second_signal_ends_a_script_that_ignores_the_first(bench: Desk, isolation: str) -> None:
     token = f"{os.getpid()}99{len(isolation)}.75"
     scripts = telling(
         "trap 'echo not now' INT TERM",
@@ -1020,7 +954,7 @@ def test_second_signal_ends_a_script_that_ignores_the_first(bench: Bench, isolat
     assert_gone(bench.ocis2i, token)
 
 
-def test_json_document_of_an_interrupted_build_says_so(bench: Bench) -> None:
+def test_json_document_of_an_interrupted_build_says_so(bench: Desk) -> None:
     builder = bench.builder(
         telling("trap 'exit 1' TERM", "echo ready", "while :; do sleep 0.1; done")
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.fakes.images import (
     REF_NAME,
@@ -16,6 +17,7 @@ from tests.fakes.images import (
     _architecture,
     _busybox_layer,
     _scripts_layer,
+    busybox_builder,
     busybox_config,
     make_layout,
 )
@@ -72,6 +74,59 @@ class Bench:
         full = name if name.startswith("127.0.0.1:") else f"docker.io/library/{name}"
         return LayoutImage(self.ocis2i.layout, full)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has something under the tag."""
+        index = self.ocis2i.layout / "index.json"
+        text = index.read_text() if index.exists() else ""
+        return f'"{self.tag}"' in text or f'/{self.tag}"' in text
+
+    def attempt(self, builder: str, *arguments: str | Path) -> Done:
+        """A build of the source to the tag, however it ends."""
+        return self.ocis2i("build", self.source(), builder, self.tag, *arguments)
+
+    def built(self, builder: str, *arguments: str | Path) -> Done:
+        """A build of the source to the tag that has to succeed."""
+        return self.ocis2i.ok("build", self.source(), builder, self.tag, *arguments)
+
+    def killed(self, builder: str, *arguments: str | Path) -> Path:
+        """Kills a build when its assemble says `now`; the build's directory, which is left."""
+        command = ("build", self.source(), builder, self.tag, *arguments)
+        with self.ocis2i.start(*command) as started:
+            assert started.stderr is not None
+            for line in started.stderr:
+                if line == "now\n":
+                    break
+            started.kill()
+            started.communicate(timeout=60)
+        assert started.returncode == -signal.SIGKILL
+        (left,) = (self.ocis2i.store / "builds").iterdir()
+        assert (left / "upper").is_dir()
+        return left
+
+    def with_variables(self, **variables: str) -> Self:
+        """The same for a program that has these variables as well."""
+        environment = {**self.ocis2i.environment, **variables}
+        return replace(self, ocis2i=replace(self.ocis2i, environment=environment))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes builders in a directory of one test."""
+
+    directory: Path
+
+    def __call__(self, scripts: Mapping[str, str | None] | None = None, **how: Any) -> str:
+        """One like `busybox_builder`; its `oci:` location."""
+        path = self.directory / f"builder-{len(list(self.directory.iterdir()))}"
+        busybox_builder(path, "b:1", scripts=scripts, **how)
+        return f"oci:{path}:b:1"
+
+
+def sh(*lines: str) -> dict[str, str | None]:
+    """Scripts of a builder whose assemble runs these lines of shell."""
+    return {"assemble": "\n".join(["#!/bin/sh", "set -e", *lines, ""]), "run": RUN}
+
 
 def told(done: Done) -> dict[str, str]:
     """The lines `KEY: VALUE` of a build's log; of several with one key the last."""
@@ -83,6 +138,13 @@ def warnings(done: Done) -> list[str]:
     """What a build warned of."""
     lines = done.err.splitlines()
     return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+
+
+def error(done: Done) -> str:
+    """The one line that says what went wrong."""
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.err
+    return line
 
 
 def content(image: LayoutImage, path: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gzip
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 # linux/inotify.h
@@ -28,7 +28,7 @@ class Canary:
         self.path.write_text(WORDS + "\n")
         self._state = _state(self.path)
 
-    @contextmanager
+    @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Fails when anybody opened, read, changed, moved or removed the file meanwhile."""
         libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +58,30 @@ def _state(path: Path) -> tuple[int, ...]:
 def files_with(words: str, directory: Path) -> list[str]:
     """The files below `directory` that have these words in them, also in compressed form."""
     return [str(file) for file in _files(directory) if words.encode() in _content(file)]
+
+
+def assert_nowhere(store: Path, *secrets: str) -> None:
+    """None of the secrets is in any file of the store, by content or by name."""
+    for name, data in _written(store).items():
+        for secret in secrets:
+            assert secret.encode() not in data, name
+            assert secret not in name
+
+
+def _written(store: Path) -> dict[str, bytes]:
+    """Everything that a store holds and this user may read, blobs without their compression.
+
+    Unpacked layers are left out: they belong to subordinate ids, and are made of those blobs.
+    """
+    found = {}
+    for path in sorted(store.rglob("*")):
+        if (store / "layers") not in path.parents and path.is_file() and not path.is_symlink():
+            data = path.read_bytes()
+            with contextlib.suppress(gzip.BadGzipFile):
+                data = gzip.decompress(data)
+            found[str(path.relative_to(store))] = data
+    assert any(name.startswith("images/blobs/") for name in found)
+    return found
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from ocis2i.manifest import Descriptor
 from ocis2i.reference import Digest, Reference
+from tests.fakes.server import LoopbackServer, Served
 
 BLOB_TYPE = "application/octet-stream"
 _PATH = re.compile(r"/v2/(?P<repo>.+)/(?P<kind>blobs/uploads|blobs|manifests)/(?P<rest>.*)\Z")
@@ -71,7 +72,7 @@ class Token:
     uses: int
 
 
-class FakeRegistry:
+class FakeRegistry(Served):
     """A registry on `host` while its `with` block lasts; all data and knobs are open attributes.
 
     It speaks http, or https with `certificate`, a PEM file that holds the key, too.
@@ -101,26 +102,13 @@ class FakeRegistry:
         self.faults: list[Fault] = []
         self.log: list[Logged] = []
         self.lock = threading.Lock()
-        self._server = _Server(self)
+        super().__init__(_Server(self))
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-
-    def __enter__(self) -> FakeRegistry:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def reference(self, name: str) -> Reference:
         """`name` (repository with tag or digest) in this registry."""
@@ -170,13 +158,10 @@ class FakeRegistry:
         return None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _Server(LoopbackServer):
     def __init__(self, fake: FakeRegistry) -> None:
         self.fake = fake
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: clients that go away are part of the tests."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.fakes.server import LoopbackServer, Served
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,15 @@ class Answer:
     announced: int | None = None
 
 
-class FakeWeb:
+class FakeWeb(Served):
     """A web server on `url` while its `with` block lasts; what it does not know is a 404."""
 
     def __init__(self) -> None:
         self.log: list[Asked] = []
         self._answers: dict[str, list[Answer]] = {}
         self._lock = threading.Lock()
-        self._server = _Server(self)
-        self.port = int(self._server.server_address[1])
-        self.host = f"127.0.0.1:{self.port}"
+        super().__init__(_Server(self))
         self.url = f"http://{self.host}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
-
-    def __enter__(self) -> FakeWeb:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def put(self, path: str, *answers: Answer | bytes) -> None:
         """Answers requests of `path` (with its query) one after the other, the last for ever."""
@@ -76,13 +64,10 @@ class FakeWeb:
             return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _Server(LoopbackServer):
     def __init__(self, web: FakeWeb) -> None:
         self.web = web
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
