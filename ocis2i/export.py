@@ -12,14 +12,13 @@ import os
 import posixpath
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from ocis2i.build import Tools, check_users, contract_of
 from ocis2i.container import needs_shell
-from ocis2i.container_options import HostEntry
 from ocis2i.dockerfile import (
     CONTEXT,
     MARK,
@@ -33,23 +32,15 @@ from ocis2i.dockerfile import (
     render,
 )
 from ocis2i.errors import OutputError, PolicyError, UsageError
-from ocis2i.events import Notice, Report, stage
+from ocis2i.events import Report, stage
+from ocis2i.extended import RuntimeSearch, plan_runtime, target_of
 from ocis2i.fs import explain, remove_tree
-from ocis2i.images import Obtained, Places, PullPolicy, obtain
+from ocis2i.images import Obtained, Places, PullPolicy, blamed_on, obtain
 from ocis2i.injections import InjectedFile, read_injections
-from ocis2i.mappings import PathPair, check_artifact, parse_input_files
-from ocis2i.reference import Location, PathLocation, Platform, StoredLocation
-from ocis2i.runner import BindMount, Network
-from ocis2i.s2i import (
-    ASSEMBLE_INPUT_FILES_LABEL,
-    ASSEMBLE_RUNTIME_USER_LABEL,
-    Contract,
-    check_label_size,
-    generated_labels,
-    read_contract,
-)
-from ocis2i.scripts import Download, ScriptSet, read_environment, resolve
-from ocis2i.settings import Settings
+from ocis2i.mappings import PathPair
+from ocis2i.reference import Location, PathLocation, StoredLocation
+from ocis2i.s2i import Contract, check_label_size, generated_labels
+from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.sources import (
     ArchiveSource,
     DirSource,
@@ -60,7 +51,7 @@ from ocis2i.sources import (
     empty_tree,
     fetch,
 )
-from ocis2i.uids import ASSEMBLE_RUNTIME, UidRanges, check_allowed
+from ocis2i.spec import BuildSpec, RuntimeSpec
 
 DEFAULT_IMAGE_SCRIPTS_URL = "image:///usr/libexec/s2i"
 
@@ -69,100 +60,55 @@ _EXPORTED, _GENERATED = "export\n", "generate\n"
 
 
 @dataclass(frozen=True, slots=True)
-class RuntimeExport:
-    """A result on another image than the builder; see `ocis2i.spec.RuntimeSpec`."""
-
-    image: Location
-    artifacts: tuple[PathPair, ...] = ()
-    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
-    user: str | None = None
-    run_nothing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ExportSpec:
-    """One export. Without a `source` (`ocis2i generate`) `upload/src` is the user's.
+    """One export of `build`, whose tag an incremental one needs.
 
-    `tag` is the result's name as typed; `incremental` needs it. `secret_variables` are names: their
-    values are taken from the environment of buildah.
+    Of its secret variables only the names count: the values are taken from the environment of
+    buildah. `source_later` (`ocis2i generate`): its source does not count, `upload/src` is the
+    user's. What only a result can have, such as outputs, has no meaning here.
     """
 
-    source: Source | None
-    builder: Location
-    tag: str | None = None
-    platform: Platform | None = None
-    pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
-    environment: Mapping[str, str] = field(default_factory=dict)
-    secret_variables: tuple[str, ...] = ()
-    injections: tuple[PathPair, ...] = ()
-    keep_names: bool = True
-    mounts: tuple[BindMount, ...] = ()
-    cap_drop: frozenset[str] = frozenset()
-    network: Network = "host"
-    add_hosts: tuple[HostEntry, ...] = ()
-    scripts_url: str | None = None
+    build: BuildSpec
     image_scripts_url: str = DEFAULT_IMAGE_SCRIPTS_URL
-    destination: str | None = None
-    assemble_user: str | None = None
-    allowed_uids: UidRanges = field(default_factory=UidRanges)
-    description: str | None = None
-    application_name: str | None = None
-    incremental: bool = False
-    runtime: RuntimeExport | None = None
-    via_entrypoint: bool = False
-    keep_entrypoint: bool = False
+    source_later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What every step works with; `upload` is the context that is being made."""
 
-    spec: ExportSpec
-    settings: Settings
-    places: Places
-    cwd: Path
+    wanted: ExportSpec
+    tools: Tools
     upload: Path
-    download: Download | None
-    stdin: BinaryIO | None
+
+    @property
+    def spec(self) -> BuildSpec:
+        return self.wanted.build
 
     @property
     def report(self) -> Report:
-        return self.places.report
+        return self.tools.report
 
 
-def export(
-    spec: ExportSpec,
-    path: str,
-    *,
-    settings: Settings,
-    places: Places,
-    cwd: Path,
-    download: Download | None = None,
-    stdin: BinaryIO | None = None,
-) -> Path:
+def export(wanted: ExportSpec, path: str, tools: Tools) -> Path:
     """Writes the Dockerfile to `path` and `upload/` beside it; where the Dockerfile is.
 
     `path` is a directory when it ends in `/` or is one. All is made beside first, then renamed: an
     error leaves what was there. An `upload/` or Dockerfile of somebody else is never replaced.
     Raises an `Ocis2iError`.
     """
-    target = _target(path, cwd)
-    _check(spec, target)
-    with places.store.in_use(), stage(places.report, "pull", str(spec.builder)):
-        builder = _obtain(spec.builder, spec.pull_policy, spec, places)
-        runtime = None
-        if spec.runtime:
-            runtime = _obtain(spec.runtime.image, spec.runtime.pull_policy, spec, places)
-    _check_users(spec, builder, runtime)
+    target = _target(path, tools.cwd)
+    _check(wanted, target)
+    builder, runtime = _pull(wanted.build, tools)
+    check_users(wanted.build, builder, runtime)
     try:
         with _scratch(target.parent) as scratch:
             upload = scratch / CONTEXT
             _make(upload)
-            work = _Work(spec, settings, places, cwd, upload, download, stdin)
-            plan = _plan(work, builder, runtime, target.name)
+            plan = _plan(_Work(wanted, tools, upload), builder, runtime, target.name)
             _write(scratch / "Dockerfile", render(plan))
-            _write(upload / _MARKER, _EXPORTED if spec.source else _GENERATED)
-            _publish(scratch, target, keep_upload=spec.source is None)
+            _write(upload / _MARKER, _GENERATED if wanted.source_later else _EXPORTED)
+            _publish(scratch, target, keep_upload=wanted.source_later)
     except OSError as error:
         what = "the Dockerfile cannot be written"
         raise explain(error, what, reason="DockerFileCreationFailed") from error
@@ -172,7 +118,7 @@ def export(
 def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -> DockerfilePlan:
     spec, config = work.spec, builder.image.config
     tree = _source(work)
-    contract = _contract(spec, builder, work.report)
+    contract = contract_of(spec, builder, work.report)
     user = spec.assemble_user or contract.assemble_user or config.runtime.user
     scripts = _scripts(work, contract, tree)
     secrets, names = _secrets(work, config.runtime.working_dir or "/")
@@ -181,7 +127,7 @@ def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -
         stage_of_runtime = _runtime_stage(work, spec.runtime, runtime, tree, scripts)
     _make(work.upload / "empty")
     return DockerfilePlan(
-        builder=_from(spec.builder, builder, work.cwd),
+        builder=_from(spec.builder, builder, work.tools.cwd),
         base=config.runtime,
         scripts=scripts,
         assemble_user=user,
@@ -193,7 +139,7 @@ def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -
         previous=spec.tag if spec.incremental else None,
         runtime=stage_of_runtime,
         secret_files=secrets,
-        secret_variables=tuple(sorted(spec.secret_variables)),
+        secret_variables=tuple(sorted(spec.secrets.environment)),
         names=names,
         via_entrypoint=spec.via_entrypoint,
         keep_entrypoint=spec.keep_entrypoint,
@@ -220,7 +166,8 @@ def _target(path: str, cwd: Path) -> Path:
     return target.parent.resolve() / target.name
 
 
-def _check(spec: ExportSpec, target: Path) -> None:
+def _check(wanted: ExportSpec, target: Path) -> None:
+    spec = wanted.build
     if spec.incremental and not spec.tag:
         raise UsageError(
             "Image tag is missing for incremental build",
@@ -231,9 +178,9 @@ def _check(spec: ExportSpec, target: Path) -> None:
             "an incremental build with a runtime image cannot be written as a Dockerfile",
             hint="leave out --incremental or --runtime-image, or build directly",
         )
-    if spec.source:
+    if not wanted.source_later:
         _check_source(spec.source, target)
-    _check_ours(target, fill=spec.source is not None)
+    _check_ours(target, fill=not wanted.source_later)
 
 
 def _check_source(source: Source, target: Path) -> None:
@@ -290,7 +237,20 @@ def _begins_with(path: Path, text: str) -> bool:
         return file.read(len(text)) == text.encode()
 
 
-def _obtain(location: Location, policy: PullPolicy, spec: ExportSpec, places: Places) -> Obtained:
+def _pull(spec: BuildSpec, tools: Tools) -> tuple[Obtained, Obtained | None]:
+    """The builder and the runtime image, if there is one, without their layers."""
+    runtime = None
+    with tools.store.in_use(), stage(tools.report, "pull", str(spec.builder)):
+        with blamed_on("PullBuilderImageFailed"):
+            builder = _obtain(spec.builder, spec.pull_policy, spec, tools.places)
+        if spec.runtime:
+            wanted = spec.runtime
+            with blamed_on("PullRuntimeImageFailed"):
+                runtime = _obtain(wanted.image, wanted.pull_policy, spec, tools.places)
+    return builder, runtime
+
+
+def _obtain(location: Location, policy: PullPolicy, spec: BuildSpec, places: Places) -> Obtained:
     if isinstance(location, StoredLocation):
         raise UsageError(
             f"`{location}` is an image of the store of ocis2i, buildah does not find it",
@@ -304,24 +264,6 @@ def _obtain(location: Location, policy: PullPolicy, spec: ExportSpec, places: Pl
             reason="OnBuildForbidden",
         )
     return found
-
-
-def _check_users(spec: ExportSpec, builder: Obtained, runtime: Obtained | None) -> None:
-    check_allowed(
-        spec.allowed_uids,
-        builder.name,
-        builder.image.config.runtime,
-        script_user=spec.assemble_user,
-        is_base=runtime is None,
-    )
-    if spec.runtime and runtime:
-        check_allowed(
-            spec.allowed_uids,
-            runtime.name,
-            runtime.image.config.runtime,
-            role=ASSEMBLE_RUNTIME,
-            script_user=spec.runtime.user,
-        )
 
 
 def _from(location: Location, found: Obtained, cwd: Path) -> str:
@@ -338,25 +280,16 @@ def _from(location: Location, found: Obtained, cwd: Path) -> str:
 def _source(work: _Work) -> SourceTree:
     into = work.upload / "src"
     _make(into)
-    if work.spec.source is None:
+    if work.wanted.source_later:
         return empty_tree(into)
     with stage(work.report, "fetch"):
         return fetch(
             work.spec.source,
             into,
-            settings=work.settings,
+            settings=work.tools.settings,
             report=work.report,
-            stdin=work.stdin,
+            stdin=work.tools.stdin,
         )
-
-
-def _contract(spec: ExportSpec, builder: Obtained, report: Report) -> Contract:
-    contract = read_contract(builder.image.config)
-    for sentence in contract.deprecated:
-        report(Notice("warning", sentence))
-    if spec.destination:
-        return Contract(contract.scripts_url, spec.destination, contract.assemble_user)
-    return contract
 
 
 def _scripts(work: _Work, contract: Contract, tree: SourceTree) -> ScriptSet:
@@ -370,10 +303,10 @@ def _scripts(work: _Work, contract: Contract, tree: SourceTree) -> ScriptSet:
         wanted=("assemble",) if spec.runtime else ("assemble", "run"),
         optional=("save-artifacts",) if spec.incremental else (),
         destination=contract.destination,
-        cwd=work.cwd,
+        cwd=work.tools.cwd,
         report=work.report,
-        image_scripts_url=spec.image_scripts_url,
-        download=work.download,
+        image_scripts_url=work.wanted.image_scripts_url,
+        download=work.tools.download,
     )
 
 
@@ -390,58 +323,29 @@ def _shell_scripts(scripts: ScriptSet, runtime: RuntimeStage | None) -> frozense
 
 
 def _runtime_stage(
-    work: _Work, wanted: RuntimeExport, image: Obtained, tree: SourceTree, builder: ScriptSet
+    work: _Work, wanted: RuntimeSpec, image: Obtained, tree: SourceTree, builder: ScriptSet
 ) -> RuntimeStage:
-    config = image.image.config
-    cwd = config.runtime.working_dir or "/"
     into = work.upload / "runtime-scripts"
-    _make(into)
-    scripts = resolve(
-        read_contract(config).scripts_url,
-        scripts_url_flag=work.spec.scripts_url,
-        source=tree,
-        into=into,
-        wanted=("run",),
-        optional=() if wanted.run_nothing else ("assemble-runtime",),
-        destination=cwd,
-        cwd=work.cwd,
-        report=work.report,
-        whose="the runtime image",
-        known=builder,
-        download=work.download,
-    )
-    label = config.runtime.labels.get(ASSEMBLE_INPUT_FILES_LABEL, "")
-    pairs = wanted.artifacts or parse_input_files(label)
-    if not pairs:
-        raise UsageError(
-            "no runtime artifacts to copy were specified",
-            hint="name them with --runtime-artifact, or in the label "
-            f"`{ASSEMBLE_INPUT_FILES_LABEL}` of the runtime image",
-            reason="InvalidArtifactsMapping",
-        )
-    user = wanted.user or config.runtime.labels.get(ASSEMBLE_RUNTIME_USER_LABEL, "")
+    search = RuntimeSearch(tree, builder, into, work.tools.cwd, work.tools.download)
+    plan = plan_runtime(work.spec, wanted, image, search, work.report)
     return RuntimeStage(
-        image=_from(wanted.image, image, work.cwd),
-        base=config.runtime,
-        artifacts=tuple(_artifact(pair, cwd) for pair in pairs),
-        scripts=scripts,
-        user=user or config.runtime.user,
+        image=_from(wanted.image, image, work.tools.cwd),
+        base=image.image.config.runtime,
+        artifacts=tuple(_artifact(pair, plan.cwd) for pair in plan.artifacts),
+        scripts=plan.scripts,
+        user=plan.user,
     )
 
 
 def _artifact(pair: PathPair, cwd: str) -> Artifact:
-    check_artifact(pair)
     if pair.source == "/":
         raise UsageError(
             "`/` is the whole image, and no artifact", reason="InvalidArtifactsMapping"
         )
-    target = posixpath.join(cwd, pair.destination, posixpath.basename(pair.source))
-    return Artifact(pair.source, posixpath.normpath(target))
+    return Artifact(pair.source, target_of(pair, cwd))
 
 
-def _labels(
-    spec: ExportSpec, builder: Obtained, base: Obtained, info: SourceInfo
-) -> dict[str, str]:
+def _labels(spec: BuildSpec, builder: Obtained, base: Obtained, info: SourceInfo) -> dict[str, str]:
     labels = generated_labels(
         info,
         builder=builder.name,
@@ -455,14 +359,15 @@ def _labels(
 
 def _secrets(work: _Work, workdir: str) -> tuple[tuple[SecretFile, ...], tuple[Names, ...]]:
     """Injected files as secrets; only their names are in the context."""
-    if not work.spec.injections:
+    wanted = work.spec.secrets
+    if not wanted.injections:
         return (), ()
-    files = read_injections(work.spec.injections, workdir=workdir, cwd=work.cwd)
+    files = read_injections(wanted.injections, workdir=workdir, cwd=work.tools.cwd)
     secrets = tuple(
         SecretFile(f"injection-{number}", file.source, file.target)
         for number, file in enumerate(files, 1)
     )
-    if not work.spec.keep_names:
+    if not wanted.keep_names:
         return secrets, ()
     tops = list(dict.fromkeys(file.top for file in files))
     names = tuple(_names(work, number, top, files) for number, top in enumerate(tops, 1))

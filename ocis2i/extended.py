@@ -89,6 +89,12 @@ def artifacts_of(runtime: RuntimeSpec, image: Obtained) -> tuple[PathPair, ...]:
     return pairs
 
 
+def target_of(pair: PathPair, cwd: str) -> str:
+    """The path of an artifact in a runtime image with the `WORKDIR` `cwd`."""
+    target = posixpath.join(cwd, pair.destination, posixpath.basename(pair.source))
+    return posixpath.normpath(target)
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeSearch:
     """Where scripts for the runtime image may be; `builder` has those that were found already.
@@ -142,8 +148,7 @@ def _must_be_seen(runtime: RuntimeConfig, artifacts: Sequence[PathPair]) -> bool
     A layer that was made without looking would replace the link, and with it what it leads to.
     """
     for pair in artifacts:
-        directory = posixpath.join("/", runtime.working_dir, pair.destination)
-        target = posixpath.normpath(posixpath.join(directory, posixpath.basename(pair.source)))
+        target = target_of(pair, posixpath.join("/", runtime.working_dir))
         if target.strip("/").split("/")[0] in _OFTEN_LINKS:
             return True
     return False

@@ -13,6 +13,7 @@ import posixpath
 import stat
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, assert_never
@@ -298,6 +299,7 @@ def _find_all(
         }
         if source is not None:
             _remove_taken(source, fresh.values())
+            _remove_ignored(source)
     except OSError as error:
         if is_full(error):
             raise
@@ -451,13 +453,29 @@ def _remove_taken(source: SourceTree, places: Iterable[ScriptPlace]) -> None:
                 _remove(root_fd, find_real(root_fd, directory).path or ".", name)
 
 
+def _remove_ignored(source: SourceTree) -> None:
+    """Removes what rules name and no build wants: scripts of other places, and directories."""
+    with open_directory(source.root) as root_fd:
+        for path in reversed(source.ignored):
+            directory, _, name = path.rpartition("/")
+            parent = find_real(root_fd, directory).path if directory else "."
+            if parent is not None:
+                with suppress(FileNotFoundError):  # a script that was taken
+                    _remove(root_fd, parent, name)
+
+
 def _remove(root_fd: int, directory: str, name: str) -> None:
     with open_real(root_fd, directory, os.O_RDONLY | os.O_DIRECTORY) as parent:
         mode = stat.S_IMODE(os.fstat(parent).st_mode)
         # The copy keeps the modes of the source, and a directory may be read-only.
         os.fchmod(parent, mode | stat.S_IRWXU)
-        os.unlink(name, dir_fd=parent)
-        os.fchmod(parent, mode)
+        try:
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=parent)
+            else:
+                os.unlink(name, dir_fd=parent)
+        finally:
+            os.fchmod(parent, mode)
 
 
 def _missing(

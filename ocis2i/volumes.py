@@ -11,7 +11,10 @@ from ocis2i.s2i import absolute_path
 _RESERVED = frozenset({"/proc", "/sys", "/dev"})
 _ACCESS = {"ro": True, "rw": False}
 # SELinux labels and propagation: nothing to do without SELinux, and private is the only way here.
-_MEANINGLESS = frozenset({"z", "Z", "private", "rprivate", "rbind", "bind", "nosuid", "nodev"})
+# Docker's `cached`, `delegated` and `consistent` mean nothing on Linux at all.
+_MEANINGLESS = frozenset(
+    "z Z private rprivate rbind bind nosuid nodev cached delegated consistent".split()
+)
 
 
 def parse_volume(text: str) -> BindMount:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import typer
 
+from ocis2i.commands.words import Command
+
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -40,7 +42,7 @@ def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[F], F]:
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         command.__doc__ = function.__doc__
-        app.command(name, **settings)(command)
+        app.command(name, cls=Command, **settings)(command)
         return function
 
     return register

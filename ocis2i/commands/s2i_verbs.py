@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ocis2i import __version__
-from ocis2i.commands.building import write_dockerfile
 from ocis2i.commands.context import State, context, print_json
+from ocis2i.commands.exporting import write_dockerfile
 from ocis2i.commands.flags import (
     DockerFlags,
     JsonFlags,
@@ -22,12 +23,15 @@ from ocis2i.commands.flags import (
     option,
 )
 from ocis2i.completion import completion_script
+from ocis2i.errors import UsageError
 from ocis2i.export import ExportSpec
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import show_usage as launch_usage
 from ocis2i.reference import Platform, parse_location
 from ocis2i.s2i import absolute_flag, parse_variable
 from ocis2i.scaffold import create
+from ocis2i.sources import DirSource
+from ocis2i.spec import BuildSpec
 
 _NO_EFFECT = "As in s2i: without effect here."
 
@@ -135,15 +139,18 @@ class GenerateFlags(PullFlags, PlatformFlags, TalkFlags, DockerFlags):
 def generate(flags: GenerateFlags) -> None:
     """Experimental: write a Dockerfile for a builder image; the source is put beside it later."""
     with context(flags) as here:
-        wanted = ExportSpec(
-            source=None,
+        wanted = BuildSpec(
+            source=DirSource(here.tools.cwd, "."),  # not read: it comes later
             builder=parse_location(flags.builder),
+            created=datetime.now(UTC),
             platform=Platform.parse(flags.platform) if flags.platform else None,
             pull_policy=PullPolicy.parse(flags.pull_policy),
             environment=dict(map(parse_variable, flags.env or ())),
             assemble_user=flags.assemble_user,
         )
-        write_dockerfile(wanted, flags.output, here, quiet=flags.quiet)
+        write_dockerfile(
+            ExportSpec(wanted, source_later=True), flags.output, here, quiet=flags.quiet
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,26 @@ class CompletionFlags(StoreFlags):
 def print_completion(flags: CompletionFlags) -> None:
     """Print the script that completes ocis2i's verbs and flags in a shell."""
     sys.stdout.write(completion_script(flags.shell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelpFlags(StoreFlags):
+    """`help`."""
+
+    verb: Annotated[str | None, typer.Argument(help="The verb to tell about.")] = None
+
+
+def show_help(flags: HelpFlags, command: typer.Context) -> None:
+    """List the verbs, or the flags of one: `help build` is `build --help`."""
+    program = command.find_root()
+    if flags.verb is None:
+        print(program.get_help())
+        return
+    found = program.command.get_command(program, flags.verb)  # type: ignore[attr-defined]
+    if found is None:
+        raise UsageError(f"there is no verb `{flags.verb}`", hint="`ocis2i help` lists them")
+    with found.make_context(flags.verb, [], parent=program, resilient_parsing=True) as about:
+        print(about.get_help())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from ocis2i.sources.git import GitSource as GitSource
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
 from ocis2i.sources.ignore import compile_exclude
 from ocis2i.sources.local import DirSource as DirSource
-from ocis2i.sources.local import fetch_directory, shown
+from ocis2i.sources.local import Fetched, fetch_directory, shown
 
 Source = GitSource | DirSource | ArchiveSource
 
@@ -38,10 +38,15 @@ _SCP = re.compile(r"(?:([^@/]*)@)?([^/]*):(.*)\Z", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class SourceTree:
-    """A source that is there: `root` is the directory whose content becomes `src`."""
+    """A source that is there: `root` is the directory whose content becomes `src`.
+
+    `ignored` is in it for the S2I scripts alone, directories before what is in them;
+    `scripts.resolve` removes it.
+    """
 
     root: Path
     info: SourceInfo
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +81,17 @@ def fetch(
     the limits.
     """
     try:
-        info = _fetch(source, into, settings, report, stdin)
+        fetched = _fetch(source, into, settings, report, stdin)
     except OSError as error:
         if is_full(error):
             raise
         raise SourceError(f"cannot fetch the source: {error.strerror or error}") from error
-    return SourceTree(into, info)
+    return SourceTree(into, fetched.info, fetched.ignored)
 
 
 def _fetch(
     source: Source, into: Path, settings: Settings, report: Report, stdin: BinaryIO | None
-) -> SourceInfo:
+) -> Fetched:
     match source:
         case ArchiveSource():
             return fetch_archive(source, into, stdin=stdin, settings=settings, report=report)
@@ -101,7 +106,7 @@ def _fetch(
             return _copy(_as_directory(source, report), into, settings, report)
 
 
-def _copy(source: DirSource, into: Path, settings: Settings, report: Report) -> SourceInfo:
+def _copy(source: DirSource, into: Path, settings: Settings, report: Report) -> Fetched:
     return fetch_directory(source, into, report, followed_limit_bytes=settings.layer_limit)
 
 
@@ -166,7 +171,7 @@ def parse_source(
     before, _, fragment = text.partition("#")
     if _SCP.match(before) and not _exists(cwd / text):
         return _parse_scp(text, options)
-    if fragment and not _exists(cwd / text):
+    if "#" in text and not _exists(cwd / text):
         return _parse_path(cwd / before, before, _with_fragment(options, fragment))
     return _parse_path(cwd / text, text, options)
 

@@ -26,7 +26,14 @@ from ocis2i.events import Report
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
-from ocis2i.sources.local import CopyOrder, DirectoryFacts, copy_tree, open_directory, shown
+from ocis2i.sources.local import (
+    CopyOrder,
+    DirectoryFacts,
+    Fetched,
+    copy_tree,
+    open_directory,
+    shown,
+)
 from ocis2i.sources.unpacking import Kind, Member, Unpacker, special_member, too_large
 from ocis2i.sources.zipped import unpack_zip
 
@@ -103,7 +110,7 @@ def fetch_archive(
     stdin: BinaryIO | None,
     settings: Settings,
     report: Report,
-) -> SourceInfo:
+) -> Fetched:
     """Unpacks `source` and puts it into the empty directory `into`.
 
     The unpacked tree is made beside `into` and is gone afterwards. Raises `SourceError`, and
@@ -125,12 +132,13 @@ def fetch_archive(
             unpacked=unpacked.directories,
             followed_limit_bytes=limit,
         )
-        copy_tree(root, into, order, report)
-    return SourceInfo(
+        ignored = copy_tree(root, into, order, report)
+    info = SourceInfo(
         location="" if source.path is None else source.typed,
         commit_id=unpacked.commit_id,
         context_dir=source.context_dir,
     )
+    return Fetched(info, ignored)
 
 
 @dataclass(frozen=True, slots=True)

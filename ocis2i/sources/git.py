@@ -23,6 +23,7 @@ from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import (
     CopyOrder,
+    Fetched,
     copy_file,
     copy_tree,
     open_directory,
@@ -81,7 +82,7 @@ def find_git(settings: Settings) -> str | None:
 
 def fetch_repository(
     source: GitSource, into: Path, *, program: str, settings: Settings, report: Report
-) -> SourceInfo:
+) -> Fetched:
     """Puts the committed content of `source` into the empty directory `into`.
 
     The clone is made beside `into` and is gone afterwards. Raises `SourceError`.
@@ -106,8 +107,8 @@ def fetch_repository(
             checkout=True,
             followed_limit_bytes=settings.layer_limit,
         )
-        copy_tree(git.directory, into, order, report)
-    return info
+        ignored = copy_tree(git.directory, into, order, report)
+    return Fetched(info, ignored)
 
 
 # --- running git ------------------------------------------------------------------------------

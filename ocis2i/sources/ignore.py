@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import warnings
 from dataclasses import dataclass, field
 
 from ocis2i.errors import SourceError, UsageError
@@ -15,6 +16,25 @@ from ocis2i.errors import SourceError, UsageError
 IGNORE_FILE = ".s2iignore"
 DEFAULT_EXCLUDE = r"(^|/)\.git(/|$)"
 _GIT = re.compile(DEFAULT_EXCLUDE)
+# What Go's expressions (RE2) have and Python's do not: `[[:alpha:]]` and `\z`.
+_ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\[:\w+:\]|\\.|[^\]\\])*\]", re.DOTALL)
+_POSIX_CLASS = re.compile(r"\[:(\w+):\]")
+_POSIX_CLASSES = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "ascii": r"\x00-\x7f",
+    "blank": r"\t ",
+    "cntrl": r"\x00-\x1f\x7f",
+    "digit": "0-9",
+    "graph": "!-~",
+    "lower": "a-z",
+    "print": " -~",
+    "punct": r"!-/:-@\[-`{-~",
+    "space": r"\t\n\v\f\r ",
+    "upper": "A-Z",
+    "word": "0-9A-Za-z_",
+    "xdigit": "0-9A-Fa-f",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +97,19 @@ def compile_exclude(text: str) -> re.Pattern[str] | None:
     if not text:
         return None
     try:
-        return re.compile(text)
+        with warnings.catch_warnings():
+            # Python means to change what `[` in a class is one day; here it is Go's.
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(_ESCAPE_OR_CLASS.sub(_from_go, text))
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"--exclude `{text}` is not a regular expression: {error}") from error
+
+
+def _from_go(found: re.Match[str]) -> str:
+    text = found[0]
+    if text == r"\z":
+        return r"\Z"
+    return text[0] + _POSIX_CLASS.sub(lambda one: _POSIX_CLASSES.get(one[1], one[0]), text[1:])
 
 
 def parse_ignore(text: str) -> IgnoreRules:

@@ -99,13 +99,24 @@ class Real:
     inside: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a source came from. `ignored` paths are named by a rule, and there for scripts alone.
+
+    A directory comes before what is in it.
+    """
+
+    info: SourceInfo
+    ignored: tuple[str, ...] = ()
+
+
 def fetch_directory(
     source: DirSource,
     into: Path,
     report: Report,
     *,
     followed_limit_bytes: int = DEFAULT_LAYER_LIMIT,
-) -> SourceInfo:
+) -> Fetched:
     """Copies `source` into the empty directory `into`. Raises `SourceError`."""
     order = CopyOrder(
         source.context_dir,
@@ -113,16 +124,17 @@ def fetch_directory(
         "keep" if source.keep_symlinks else "follow",
         followed_limit_bytes=followed_limit_bytes,
     )
-    copy_tree(source.path, into, order, report)
-    return SourceInfo(location=source.typed, context_dir=source.context_dir)
+    ignored = copy_tree(source.path, into, order, report)
+    return Fetched(SourceInfo(location=source.typed, context_dir=source.context_dir), ignored)
 
 
-def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> None:
-    """Copies the context directory of `root` into `into`, filtered.
+def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple[str, ...]:
+    """Copies the context directory of `root` into `into`, filtered, but for S2I scripts.
 
-    Kept are modes, times, links, holes and empty directories. Raises `SourceError`: for a link
-    that leaves `root` when it would have to be followed, a directory inside itself, a socket, FIFO
-    or device that no rule leaves out, a path that cannot be read, or `into` inside `root`.
+    Returns what of these, and of their directories, a rule names. Kept are modes, times, links,
+    holes and empty directories. Raises `SourceError`: for a link that leaves `root` when it would
+    have to be followed, a directory inside itself, a socket, FIFO or device that no rule leaves
+    out, a path that cannot be read, or `into` inside `root`.
     """
     with open_directory(root) as root_fd, open_directory(into) as into_fd:
         start = _find_start(root_fd, order.context_dir)
@@ -134,6 +146,7 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> None:
             copy.children(start_fd, into_fd, _Place("", start, above=above))
     if copy.pointers:
         report(Notice("warning", _pointers_left(copy.pointers)))
+    return tuple(copy.spared)
 
 
 def _pointers_left(paths: list[str]) -> str:
@@ -323,7 +336,10 @@ class _Place:
 
 
 class _Copy:
-    """One walk over a tree; `pointers` lists the files whose content is in Git LFS."""
+    """One walk over a tree; `pointers` lists the files whose content is in Git LFS.
+
+    `spared` lists what is copied although a rule names it.
+    """
 
     def __init__(self, root_fd: int, start: str, filter_: Filter, order: CopyOrder) -> None:
         self._root_fd = root_fd
@@ -333,6 +349,7 @@ class _Copy:
         self._followed = 0
         self._followed_bytes = 0
         self.pointers: list[str] = []
+        self.spared: list[str] = []
 
     def children(self, source: int, target: int, place: _Place) -> None:
         """Copies what is in one directory."""
@@ -341,6 +358,8 @@ class _Copy:
             dropped = place.dropped or self._filter.drops(child.path)
             if dropped and child.path not in self._filter.spared:
                 continue
+            if dropped:
+                self.spared.append(child.path)
             try:
                 self._entry(source, target, name, replace(child, dropped=dropped))
             except OSError as error:

@@ -739,6 +739,21 @@ def test_forbidden_user_is_refused(
     assert not (bench.directory / "out").exists()
 
 
+def test_builder_that_cannot_be_had_is_blamed(bench: Bench, source: Path) -> None:
+    done = bench.refuse(source, "no/image:1", "--pull-policy=never")
+    assert done.code == 4
+    assert done.document["reason"] == "PullBuilderImageFailed"
+
+
+def test_runtime_image_that_cannot_be_had_is_blamed(
+    bench: Bench, source: Path, tmp_path: Path
+) -> None:
+    words = ("--runtime-image=no/image:1", "--runtime-pull-policy=never")
+    done = bench.refuse(source, make_builder(tmp_path), *words)
+    assert done.code == 4
+    assert done.document["reason"] == "PullRuntimeImageFailed"
+
+
 @pytest.mark.parametrize("flags", [(), ("--ignore-onbuild",)])
 def test_onbuild_is_refused(
     bench: Bench, source: Path, tmp_path: Path, flags: tuple[str, ...]

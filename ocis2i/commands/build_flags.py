@@ -1,0 +1,271 @@
+"""The flags of build and rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from ocis2i.commands.flags import (
+    ContainerFlags,
+    DockerFlags,
+    JsonFlags,
+    PlatformFlags,
+    PullFlags,
+    TalkFlags,
+    option,
+)
+from ocis2i.export import DEFAULT_IMAGE_SCRIPTS_URL
+from ocis2i.sources import DEFAULT_EXCLUDE
+
+_POLICIES = "always, never or if-not-present."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonBuildFlags(ContainerFlags, PullFlags, PlatformFlags, TalkFlags, JsonFlags, DockerFlags):
+    """What `build` and `rebuild` have alike."""
+
+    incremental: Annotated[
+        bool, option("--incremental", help="Go on from what the last build of the tag saved.")
+    ] = False
+    remove_previous: Annotated[
+        bool, option("--rm", help="After an incremental build, delete the previous image.")
+    ] = False
+    previous_policy: Annotated[
+        str,
+        option(
+            "--incremental-pull-policy",
+            metavar="POLICY",
+            help=f"When to ask for the previous image: {_POLICIES}",
+        ),
+    ] = "if-not-present"
+    runtime_policy: Annotated[
+        str,
+        option(
+            "--runtime-pull-policy",
+            metavar="POLICY",
+            help=f"When to ask for the runtime image: {_POLICIES}",
+        ),
+    ] = "if-not-present"
+    callback_url: Annotated[
+        str | None,
+        option("--callback-url", metavar="URL", help="POST success and labels there at the end."),
+    ] = None
+    save_temp_dir: Annotated[
+        bool, option("--save-temp-dir", help="Keep a copy of what went into the container.")
+    ] = False
+    destination: Annotated[
+        str | None,
+        option("--destination", "-d", metavar="DIR", help="Where source and scripts go."),
+    ] = None
+    environment_file: Annotated[
+        str | None,
+        option(
+            "--environment-file", "-E", metavar="FILE", help="Variables, a line each; --env wins."
+        ),
+    ] = None
+    build_env: Annotated[
+        list[str] | None,
+        option(
+            "--build-env",
+            metavar="NAME[=VALUE]",
+            help="A variable for the build's scripts that the image never gets; without a "
+            "value, the caller's; repeatable.",
+        ),
+    ] = None
+    inject: Annotated[
+        list[str] | None,
+        option(
+            "--inject",
+            "-i",
+            metavar="SRC[:DST]",
+            help="Files that assemble sees and the image never gets; repeatable.",
+        ),
+    ] = None
+    injection_names: Annotated[
+        bool,
+        option(
+            "--injection-names/--no-injection-names",
+            help="Whether injected files stay in the image as empty files.",
+        ),
+    ] = True
+    allow_leaks: Annotated[
+        bool,
+        option("--allow-leaks", help="Build even if an injected value is in the layer or the log."),
+    ] = False
+    host_mirrors: Annotated[
+        bool,
+        option(
+            "--host-mirrors",
+            help="Give the build, not the image, this host's package mirrors, proxies and CAs.",
+        ),
+    ] = False
+    cap_drop: Annotated[
+        list[str] | None,
+        option("--cap-drop", metavar="NAME", help="A capability to drop, or ALL; repeatable."),
+    ] = None
+    network: Annotated[
+        str | None, option("--network", metavar="MODE", help="host or none. Default: host.")
+    ] = None
+    add_host: Annotated[
+        list[str] | None,
+        option("--add-host", metavar="HOST:IP", help="A line for /etc/hosts; repeatable."),
+    ] = None
+    push: Annotated[bool, option("--push", help="Push the result to its registry.")] = False
+    output: Annotated[
+        list[str] | None,
+        option(
+            "--output",
+            "-o",
+            metavar="TRANSPORT:PATH",
+            help="Write the result to oci:, oci-archive: or docker-archive: too; repeatable.",
+        ),
+    ] = None
+    keep_entrypoint: Annotated[
+        bool, option("--keep-entrypoint", help="Keep the base image's Entrypoint, as s2i does.")
+    ] = False
+    via_entrypoint: Annotated[
+        bool, option("--via-entrypoint", help="Run assemble through the builder's Entrypoint.")
+    ] = False
+    prune_upload: Annotated[
+        bool, option("--prune-upload", help="Leave uploaded source and artifacts out of the image.")
+    ] = False
+    ignore_onbuild: Annotated[
+        bool,
+        option("--ignore-onbuild", help="Use a builder's scripts although it has ONBUILD."),
+    ] = False
+    timestamp: Annotated[
+        str | None,
+        option(
+            "--timestamp",
+            metavar="SECONDS",
+            help="Latest time in the image, for repeatable digests; beats SOURCE_DATE_EPOCH.",
+        ),
+    ] = None
+    compression: Annotated[
+        str, option("--compression", metavar="NAME", help="gzip, zstd or none.")
+    ] = "gzip"
+    compression_level: Annotated[
+        int | None,
+        option("--compression-level", help="0 to 9 for gzip, 1 to 19 for zstd."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFlags(CommonBuildFlags):
+    """`build`."""
+
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A directory, git URL or archive, - for an archive on stdin; #REF."),
+    ] = None
+    builder: Annotated[
+        str | None,
+        typer.Argument(help="The S2I builder image: a name, or oci:, oci-archive:, ..."),
+    ] = None
+    tag: Annotated[str | None, typer.Argument(help="The name of the result.")] = None
+    ref: Annotated[
+        str | None, option("--ref", "-r", help="Branch, tag, commit or pull request to build.")
+    ] = None
+    depth: Annotated[
+        int | None,
+        option("--depth", metavar="N", min=1, help="Clone no more than the last N commits."),
+    ] = None
+    context_dir: Annotated[
+        str | None, option("--context-dir", metavar="DIR", help="Directory in the source.")
+    ] = None
+    copy: Annotated[
+        bool, option("--copy", "-c", help="Copy a local directory even if it is a clone.")
+    ] = False
+    exclude: Annotated[
+        str, option("--exclude", metavar="REGEX", help="Files of the source to leave out.")
+    ] = DEFAULT_EXCLUDE
+    keep_symlinks: Annotated[
+        bool, option("--keep-symlinks", help="When copying, copy links as links.")
+    ] = False
+    ignore_submodules: Annotated[
+        bool, option("--ignore-submodules", help="Leave git submodules out.")
+    ] = False
+    scripts_url: Annotated[
+        str | None,
+        option(
+            "--scripts-url",
+            "-s",
+            metavar="URL",
+            help="Where the scripts are: image:///DIR, file:///DIR or https://HOST/DIR.",
+        ),
+    ] = None
+    scripts: Annotated[
+        str | None, option("--scripts", metavar="URL", help="Deprecated: --scripts-url.")
+    ] = None
+    image_scripts_url: Annotated[
+        str,
+        option(
+            "--image-scripts-url",
+            metavar="URL",
+            help="Where an image without a label has its scripts; for --as-dockerfile.",
+        ),
+    ] = DEFAULT_IMAGE_SCRIPTS_URL
+    location: Annotated[
+        str | None, option("--location", "-l", metavar="DIR", help="Deprecated: --destination.")
+    ] = None
+    assemble_user: Annotated[
+        str | None, option("--assemble-user", metavar="USER", help="Who runs assemble.")
+    ] = None
+    assemble_runtime_user: Annotated[
+        str | None,
+        option("--assemble-runtime-user", metavar="USER", help="Who runs assemble-runtime."),
+    ] = None
+    allowed_uids: Annotated[
+        str | None,
+        option("--allowed-uids", "-u", metavar="RANGES", help="User IDs allowed, as 1-,5-10."),
+    ] = None
+    runtime_image: Annotated[
+        str | None,
+        option("--runtime-image", metavar="IMAGE", help="Put artifacts on this image instead."),
+    ] = None
+    runtime_artifact: Annotated[
+        list[str] | None,
+        option(
+            "--runtime-artifact",
+            "-a",
+            metavar="SRC[:DST]",
+            help="What goes from the builder to the runtime image; repeatable.",
+        ),
+    ] = None
+    assemble_runtime: Annotated[
+        bool,
+        option(
+            "--assemble-runtime/--no-assemble-runtime",
+            help="Whether the runtime image's assemble-runtime runs, if it has one.",
+        ),
+    ] = True
+    description: Annotated[
+        str | None, option("--description", help="Label io.k8s.description.")
+    ] = None
+    application_name: Annotated[
+        str | None, option("--application-name", "-n", help="Label io.k8s.display-name.")
+    ] = None
+    as_dockerfile: Annotated[
+        str | None,
+        option(
+            "--as-dockerfile",
+            metavar="PATH",
+            help="Experimental: write a Dockerfile and its context instead of building.",
+        ),
+    ] = None
+    run: Annotated[bool, option("--run", help="Run the result after the build.")] = False
+    use_config: Annotated[
+        bool, option("--use-config", help="Take arguments from .s2ifile, and save them there.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildFlags(CommonBuildFlags):
+    """`rebuild`."""
+
+    image: Annotated[str, typer.Argument(help="An image that s2i or ocis2i built.")]
+    tag: Annotated[
+        str | None, typer.Argument(help="The name of the result. Default: the image's.")
+    ] = None

@@ -1,0 +1,179 @@
+"""What the flags of build and rebuild ask for, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
+from ocis2i.commands.context import Context
+from ocis2i.compression import Compression, check_level
+from ocis2i.container_options import parse_add_host, parse_cap_drop, parse_network
+from ocis2i.errors import UsageError
+from ocis2i.images import PullPolicy
+from ocis2i.injections import check_injections
+from ocis2i.mappings import PathPair, parse_mappings
+from ocis2i.outputs import parse_output
+from ocis2i.reference import Platform, Reference, parse_location
+from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file
+from ocis2i.settings import LAST_SECOND, Settings
+from ocis2i.sources import parse_source
+from ocis2i.spec import BuildSpec, RuntimeSpec, SecretSpec
+from ocis2i.uids import parse_uid_ranges
+from ocis2i.volumes import parse_volume
+
+_FILE_LIMIT = 1 << 20
+
+
+def build_spec(flags: BuildFlags, here: Context) -> BuildSpec:
+    """All that `build` was asked for. Raises `UsageError` for what no flag can mean."""
+    spec = common_spec(flags, here, builder=flags.builder or "", tag=flags.tag)
+    return replace(
+        spec,
+        source=parse_source(
+            flags.source or "",
+            cwd=here.tools.cwd,
+            ref=flags.ref,
+            context_dir=flags.context_dir,
+            copy=flags.copy,
+            exclude=flags.exclude,
+            keep_symlinks=flags.keep_symlinks,
+            ignore_submodules=flags.ignore_submodules,
+            depth=flags.depth,
+        ),
+        scripts_url=flags.scripts_url,
+        assemble_user=flags.assemble_user,
+        allowed_uids=parse_uid_ranges(flags.allowed_uids or ""),
+        description=flags.description,
+        application_name=flags.application_name,
+        runtime=_runtime(flags),
+    )
+
+
+def _runtime(flags: BuildFlags) -> RuntimeSpec | None:
+    policy = PullPolicy.parse(flags.runtime_policy)
+    if not flags.runtime_image:
+        return None
+    return RuntimeSpec(
+        image=parse_location(flags.runtime_image),
+        artifacts=_pairs(flags.runtime_artifact, "--runtime-artifact"),
+        pull_policy=policy,
+        user=flags.assemble_runtime_user,
+        run_nothing=not flags.assemble_runtime,
+    )
+
+
+def _pairs(texts: list[str] | None, flag: str) -> tuple[PathPair, ...]:
+    return tuple(pair for text in texts or () for pair in parse_mappings(text, flag))
+
+
+def common_spec(
+    flags: CommonBuildFlags, here: Context, *, builder: str, tag: str | None
+) -> BuildSpec:
+    """A spec of all but the source and what only `build` has flags for."""
+    settings = here.tools.settings
+    clamp = _seconds(flags.timestamp, settings)
+    kind, level = _compression(flags.compression, flags.compression_level)
+    network, warning = parse_network(flags.network)
+    if warning:
+        here.recorder.warn(warning)
+    injections = _pairs(flags.inject, "--inject")
+    check_injections(injections, cwd=here.tools.cwd)
+    return BuildSpec(
+        source=parse_source(".", cwd=here.tools.cwd, copy=True),
+        builder=parse_location(builder),
+        created=datetime.now(UTC) if clamp is None else datetime.fromtimestamp(clamp, UTC),
+        tag=tag,
+        name=Reference.parse(tag).with_default_tag() if tag else None,
+        push=flags.push,
+        outputs=tuple(map(parse_output, flags.output or ())),
+        platform=Platform.parse(flags.platform) if flags.platform else None,
+        pull_policy=PullPolicy.parse(flags.pull_policy),
+        environment=_environment(flags, here),
+        secrets=SecretSpec(
+            injections=injections,
+            environment=_build_environment(flags.build_env, settings.environment),
+            host_mirrors=flags.host_mirrors,
+            keep_names=flags.injection_names,
+            allow_leaks=flags.allow_leaks,
+        ),
+        mounts=tuple(map(parse_volume, flags.volume or ())),
+        cap_drop=parse_cap_drop(flags.cap_drop or ()),
+        network=network,
+        add_hosts=tuple(map(parse_add_host, flags.add_host or ())),
+        destination=absolute_flag(flags.destination, "--destination"),
+        ignore_onbuild=flags.ignore_onbuild,
+        via_entrypoint=flags.via_entrypoint,
+        incremental=flags.incremental,
+        previous_pull_policy=PullPolicy.parse(flags.previous_policy),
+        keep_entrypoint=flags.keep_entrypoint,
+        prune_upload=flags.prune_upload,
+        save_upload=flags.save_temp_dir,
+        clamp_seconds=clamp,
+        compression=kind,
+        compression_level=level,
+        isolation=flags.isolation,
+    )
+
+
+def _environment(flags: CommonBuildFlags, here: Context) -> dict[str, str]:
+    """`--environment-file`, then `--env`, which wins."""
+    given = dict(map(parse_variable, flags.env or ()))
+    if not flags.environment_file:
+        return given
+    path = here.tools.cwd / flags.environment_file
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
+        text = data.decode()
+    except OSError as error:
+        raise UsageError(
+            f"the environment file `{flags.environment_file}` cannot be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError:
+        raise UsageError(f"the environment file `{flags.environment_file}` is not UTF-8") from None
+    if len(data) > _FILE_LIMIT:
+        raise UsageError(f"the environment file `{flags.environment_file}` is over 1 MiB")
+    from_file = parse_variable_file(text, flags.environment_file)
+    both = sorted(name for name in given if from_file.get(name, given[name]) != given[name])
+    if both:
+        here.recorder.warn(f"--env wins over --environment-file for {', '.join(both)}")
+    return {**from_file, **given}
+
+
+def _build_environment(texts: list[str] | None, environment: Mapping[str, str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in texts or ():
+        if "=" in text:
+            name, value = parse_variable(text)
+        elif text in environment:
+            name, value = parse_variable(f"{text}={environment[text]}")
+        else:
+            raise UsageError(
+                f"--build-env `{text}`: there is no such variable here",
+                hint="set it, or write --build-env NAME=VALUE",
+            )
+        values[name] = value
+    return values
+
+
+def _seconds(timestamp: str | None, settings: Settings) -> int | None:
+    if timestamp is None:
+        return settings.source_date_epoch
+    is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 20
+    if not is_number or int(timestamp) > LAST_SECOND:
+        raise UsageError(
+            f"--timestamp is `{timestamp[:40]}`", hint="it must be a number of seconds since 1970"
+        )
+    return int(timestamp)
+
+
+def _compression(name: str, level: int | None) -> tuple[Compression, int | None]:
+    try:
+        kind = Compression(name)
+    except ValueError:
+        known = ", ".join(one.value for one in Compression)
+        raise UsageError(f"unknown compression `{name}`", hint=f"there are {known}") from None
+    check_level(kind, level)
+    return kind, level

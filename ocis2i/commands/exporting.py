@@ -1,0 +1,47 @@
+"""A Dockerfile instead of an image: for `build --as-dockerfile` and `generate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from ocis2i.commands.build_flags import BuildFlags
+from ocis2i.commands.context import Context, print_json
+from ocis2i.export import ExportSpec, export
+from ocis2i.spec import BuildSpec
+
+
+def export_build(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
+    """`build --as-dockerfile`; warns of flags that only a result gives a meaning."""
+    for name, given in (
+        ("--host-mirrors", flags.host_mirrors),
+        ("--prune-upload", flags.prune_upload),
+        ("--push", flags.push),
+        ("--output", bool(flags.output)),
+        ("--callback-url", bool(flags.callback_url)),
+        ("--rm", flags.remove_previous),
+        ("--save-temp-dir", flags.save_temp_dir),
+        ("--timestamp", flags.timestamp is not None),
+        ("--compression", "compression" in flags.given),
+        ("--allow-leaks", flags.allow_leaks),
+        ("--isolation", flags.isolation is not None),
+    ):
+        if given:
+            here.recorder.warn(f"{name} has no meaning with --as-dockerfile")
+    wanted = ExportSpec(spec, flags.image_scripts_url)
+    path = flags.as_dockerfile or ""
+    write_dockerfile(wanted, path, here, as_json=flags.as_json, quiet=flags.quiet)
+
+
+def write_dockerfile(
+    wanted: ExportSpec, path: str, here: Context, *, as_json: bool = False, quiet: bool = False
+) -> None:
+    """Writes a Dockerfile and its context, and says where it is."""
+    with here.web() as web, here.store.in_use():
+        written = export(wanted, path, replace(here.tools, download=web.download))
+    if not quiet:
+        sys.stderr.write(f"Application dockerfile generated in {written}\n")
+    if as_json:
+        print_json({"version": 1, "state": "succeeded", "dockerfile": str(written)})
+    else:
+        print(written)
