@@ -35,6 +35,7 @@ from ocis2i.fs import explain
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Blobs, Obtained, Places, blamed_on, obtain
 from ocis2i.incremental import Restored, Saving, restore, save_for_later
+from ocis2i.injections import RESERVED
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.manifest import (
     OCI_LAYER,
@@ -47,6 +48,7 @@ from ocis2i.manifest import (
     encode_image,
 )
 from ocis2i.outputs import Delivered, deliver
+from ocis2i.rebuild import IMAGE_LABEL
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, RunResult
 from ocis2i.s2i import (
@@ -177,8 +179,13 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
             name = str(spec.name) if spec.name else ""
             # Not of all labels: assemble may have written another place there.
             own = generated_labels(inputs.tree.info, builder=inputs.builder.name)
-            built_from = own.get(SOURCE_LOCATION_LABEL, "")
-            tools.store.put_image(encoded, name, inputs.base.origin, built_from=built_from)
+            tools.store.put_image(
+                encoded,
+                name,
+                inputs.base.origin,
+                built_from=own.get(SOURCE_LOCATION_LABEL, ""),
+                built_with=own[IMAGE_LABEL],
+            )
         delivered, pushed = _deliver(spec, inputs.base, image, encoded, tools)
     return BuildResult(
         image=image,
@@ -229,7 +236,7 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
         with stage(tools.report, "pull-runtime", str(spec.runtime.image)):
             runtime = obtain_runtime(spec.runtime, spec, tools.places)
             artifacts_of(spec.runtime, runtime)
-    _check_users(spec, builder, runtime)
+    check_users(spec, builder, runtime)
     scripts = resolve(
         contract.scripts_url,
         scripts_url_flag=spec.scripts_url,
@@ -271,15 +278,19 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
 
 def read_builder(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
     """What the builder promises. Raises `PolicyError` for one that needs a Dockerfile build."""
-    config = builder.image.config
-    if config.runtime.on_build and not spec.ignore_onbuild:
+    if builder.image.config.runtime.on_build and not spec.ignore_onbuild:
         raise PolicyError(
             f"the builder `{builder.name}` has ONBUILD instructions, which need a Dockerfile build",
             hint="use a builder without ONBUILD, or build its triggers into it first; "
             "--ignore-onbuild builds by its S2I scripts alone",
             reason="OnBuildForbidden",
         )
-    contract = read_contract(config)
+    return contract_of(spec, builder, report)
+
+
+def contract_of(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
+    """What the labels of the builder say, with the user's destination; tells of old labels."""
+    contract = read_contract(builder.image.config)
     for sentence in contract.deprecated:
         report(Notice("warning", sentence))
     if spec.destination:
@@ -287,10 +298,11 @@ def read_builder(spec: BuildSpec, builder: Obtained, report: Report) -> Contract
     return contract
 
 
-def _check_users(spec: BuildSpec, builder: Obtained, runtime: Obtained | None) -> None:
-    """The user IDs that the caller allows; upstream drops what it finds for the runtime image."""
-    if not spec.allowed_uids:
-        return
+def check_users(spec: BuildSpec, builder: Obtained, runtime: Obtained | None) -> None:
+    """Raises `PolicyError` for a user ID that the caller does not allow.
+
+    Upstream drops what it finds for the runtime image.
+    """
     check_allowed(
         spec.allowed_uids,
         builder.name,
@@ -346,7 +358,11 @@ def _plan_assemble(
     make_working_directory(cwd, rootfs)
     hidden = inputs.hidden
     injected = rootfs.inject(
-        hidden.injected, uid=identity.uid, gid=identity.gid, keep_names=spec.secrets.keep_names
+        hidden.injected,
+        uid=identity.uid,
+        gid=identity.gid,
+        keep_names=spec.secrets.keep_names,
+        reserved=(*RESERVED, *(place.path_in_image for place in inputs.scripts.places.values())),
     )
     script = inputs.scripts["assemble"].path_in_image
     entrypoint = (runtime.entrypoint or ()) if spec.via_entrypoint else ()
@@ -376,10 +392,27 @@ def _save_upload(upload: Path, tools: Tools) -> None:
     try:
         kept = Path(tempfile.mkdtemp(prefix="s2i-", dir=directory))
         shutil.copytree(upload, kept / "upload", symlinks=True)
-    except (OSError, shutil.Error) as error:
-        tools.report(Notice("warning", f"the upload cannot be copied: {error}"))
+    except OSError as error:
+        where = directory or tempfile.gettempdir()
+        tools.report(
+            Notice(
+                "warning",
+                f"--save-temp-dir: what was uploaded cannot be kept in `{where}`: "
+                f"{_why_not_copied(error)}; set TMPDIR to a directory with room",
+            )
+        )
     else:
         tools.report(Notice("warning", f"what was uploaded is kept in `{kept}`"))
+
+
+def _why_not_copied(error: OSError) -> str:
+    if isinstance(error, shutil.Error):
+        # A list of what failed, each with both paths and a text.
+        _, first, text = error.args[0][0]
+        why = str(text).partition("] ")[2].partition(": '")[0]  # of `[Errno 28] why: 'path'`
+        return f"{why or text} (`{first}`)"
+    named = isinstance(error.filename, str)
+    return (error.strerror or str(error)) + (f" (`{error.filename}`)" if named else "")
 
 
 def _names(environment: tuple[str, ...]) -> set[str]:

@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +20,7 @@ from ocis2i import __version__, completion
 from ocis2i.commands import building, images, s2i_verbs
 from ocis2i.commands.context import ReaderGoneError, State, print_json
 from ocis2i.commands.flags import DockerFlags, verb
+from ocis2i.commands.words import Group
 from ocis2i.documents import failure_document
 from ocis2i.errors import Interrupted, Ocis2iError, UsageError, exit_code_of
 from ocis2i.fs import explain, is_full
@@ -27,6 +29,7 @@ from ocis2i.report import printable
 app = typer.Typer(
     name="ocis2i",
     help="Source-to-Image builds that write OCI images directly: no daemon, no root.",
+    cls=Group,
     no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,6 +50,7 @@ verb(app, "rm")(images.remove_images)
 verb(app, "prune")(images.prune_store)
 verb(app, "run", context_settings={"allow_interspersed_args": False})(images.run_image)
 verb(app, "completion")(s2i_verbs.print_completion)
+verb(app, "help")(s2i_verbs.show_help)
 verb(app, "version")(s2i_verbs.print_version)
 
 
@@ -84,6 +88,7 @@ def _common(
 
 # --- the door ---------------------------------------------------------------------------------
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOT_YET_VERBS = frozenset(
     "diff ps status logs wait cancel resume doctor login logout upload explain lint".split()
 )
@@ -95,7 +100,9 @@ def main() -> NoReturn:
     _open_standard_streams()
     if completion.VARIABLE in os.environ:
         completion.enable()
-    sys.exit(invoke(sys.argv[1:]))
+    code = invoke(sys.argv[1:])
+    _settle()
+    sys.exit(code)
 
 
 def _open_standard_streams() -> None:
@@ -111,17 +118,26 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
+def _settle() -> None:
+    """The exit code is decided: a signal from now on changes nothing.
+
+    Python's own end gives signals back to the kernel's default, which would show another code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # who reads a full pipe slowly can still be left
+            stream.flush()
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code. Prints every expected error."""
     State.reset()
-    # A complaint of the option parser comes before any flag is read. `run` has a command's own.
-    State.as_json = "--json" in arguments and arguments[0] != "run"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A shell's background jobs ignore the first; nohup(1) means it.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    # A complaint of the option parser comes before any flag is read.
+    State.as_json = _wants_json(arguments)
     try:
-        code = app(args=list(arguments), prog_name="ocis2i", standalone_mode=False)
+        with _signals_raise():
+            code = app(args=list(arguments), prog_name="ocis2i", standalone_mode=False)
     except Ocis2iError as error:
         return _fail(error)
     except typer.TyperException as error:
@@ -140,8 +156,67 @@ def invoke(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Signals raise `Interrupted` meanwhile; afterwards they do what they did before.
+
+    So a second one finds no half-told error to break into.
+    """
+    before = {}
+    try:
+        for number in _SIGNALS:
+            # A shell's background jobs ignore the first; nohup(1) means it.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, _interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _interrupt(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether `--json` is a flag of the verb, and not a value or an argument.
+
+    Never for `run`: there it belongs to the command that is run.
+    """
+    if "--json" not in arguments:
+        return False
+    group = typer.main.get_command(app)
+    words = list(arguments)
+    if "--json" in list(_flags(group, words)):
+        return True
+    verb_name = words.pop(0) if words else ""
+    command = getattr(group, "commands", {}).get(verb_name)
+    if command is None:
+        return "--json" in words
+    return verb_name != "run" and "--json" in list(_flags(command, words))
+
+
+def _flags(command: Any, words: list[str]) -> Iterator[str]:
+    """Takes the flags of `command` out of `words`, with their values, and yields them.
+
+    As far as its own go: to `--`, or to the verb.
+    """
+    with_value = {
+        name
+        for parameter in command.params
+        if not getattr(parameter, "is_flag", True)
+        for name in parameter.opts
+    }
+    while words:
+        if not words[0].startswith("-") and not command.allow_interspersed_args:
+            return
+        word = words.pop(0)
+        if word == "--":
+            return
+        if word.startswith("-"):
+            yield word
+            if word in with_value and words:
+                words.pop(0)
 
 
 def _fail(error: Ocis2iError) -> int:

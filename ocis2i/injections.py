@@ -20,14 +20,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ocis2i.agent.inject import FILE_LIMIT, SIZE_LIMIT
 from ocis2i.errors import UsageError
 from ocis2i.mappings import PathPair
-from ocis2i.s2i import absolute_path
+from ocis2i.s2i import IMAGE_METADATA_PATH, absolute_path
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE, Filter, compile_exclude
 from ocis2i.sources.local import DEPTH_LIMIT, find_real, open_real, shown
 
-FILE_LIMIT = 10_000
-SIZE_LIMIT = 64 << 20
+# What ocis2i itself mounts into the container or reads there, and how to have it another way.
+RESERVED = {
+    "/etc/group": "it is looked up before scripts run; inject to another place",
+    "/etc/hosts": "add lines to it with --add-host",
+    "/etc/passwd": "choose who runs assemble with --assemble-user",
+    "/etc/resolv.conf": "it is the host's, or with --network none an empty one",
+    IMAGE_METADATA_PATH: "let assemble write it",
+}
 
 _FLAG = "`--inject`"
 _KUBERNETES_DATA = "..data"
@@ -57,12 +64,14 @@ def read_injections(
 
     Sources are relative to `cwd`, destinations to `workdir` (empty: `/`). Empty directories bring
     nothing. Raises `UsageError` for what is not there, cannot be read, leads out of its directory
-    or is no regular file, and for more than `FILE_LIMIT` files or `SIZE_LIMIT` bytes in all.
+    or is no regular file, for more than `FILE_LIMIT` files or `SIZE_LIMIT` bytes in all, and for a
+    destination that is `RESERVED`.
     """
     listing = _Listing()
     for pair in pairs:
         _list_pair(pair, workdir, cwd, listing)
     files = {item.target: item for item in listing.found}
+    _refuse_reserved(listing.found)
     for target in files:
         for above in _parents(target):
             if above in files:
@@ -71,6 +80,29 @@ def read_injections(
                     hint="give one of them another destination",
                 )
     return tuple(files[target] for target in sorted(files))
+
+
+def check_injections(pairs: Sequence[PathPair], *, cwd: Path) -> None:
+    """Raises as `read_injections` does, for what is wrong whatever the image's `WORKDIR` is.
+
+    So a missing file is told before anything is pulled.
+    """
+    listing = _Listing()
+    for pair in pairs:
+        before = len(listing.found)
+        _list_pair(pair, "", cwd, listing)
+        if pair.destination.startswith("/"):
+            _refuse_reserved(listing.found[before:])
+
+
+def _refuse_reserved(files: Sequence[InjectedFile]) -> None:
+    for file in files:
+        if file.target in RESERVED:
+            raise UsageError(
+                f"{_FLAG}: `{shown(file.source)}` cannot be injected as `{file.target}`, which "
+                "ocis2i itself needs",
+                hint=RESERVED[file.target],
+            )
 
 
 def read_content(file: InjectedFile) -> bytes:

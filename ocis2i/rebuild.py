@@ -15,7 +15,7 @@ from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import RuntimeConfig
-from ocis2i.reference import PathLocation, parse_location
+from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location
 from ocis2i.s2i import DESCRIPTION_LABEL, DISPLAY_NAME_LABEL, LABEL_NAMESPACE, redact_url
 from ocis2i.sources.local import shown
 
@@ -87,20 +87,31 @@ def plan_rebuild(name: str, config: RuntimeConfig) -> Rebuild:
     )
 
 
-def refuse_local_places(name: str, plan: Rebuild) -> None:
-    """Raises `PolicyError` when the build needs a path of this host.
+def refuse_local_places(
+    name: str, plan: Rebuild, *, built_from: str | None, built_with: str | None
+) -> None:
+    """Raises `PolicyError` when the image alone says to read something of this host.
 
-    For images that others made: what they name would be read here, and land in the result, where
-    the builder that they name sees it.
+    `built_from` and `built_with`: source and builder of a build of our own, as the store knows
+    them. Labels are the image's, and what assemble writes beats what the build wrote: what they
+    name would be read here, and land in the result, where the builder that they name sees it.
     """
-    if plan.is_local or _is_path_location(plan.builder):
-        what = "source" if plan.is_local else "builder"
-        place = plan.source if plan.is_local else plan.builder
-        raise PolicyError(
-            f"image `{name}` was not built here from that, and names the {what} "
-            f"`{shown(redact_url(place))}`, a path of this host",
-            hint=f"an image from elsewhere may not choose what is read here; {_ANEW}",
-        )
+    if (plan.source, plan.builder) == (built_from, built_with):
+        return
+    local = []
+    if plan.is_local:
+        local.append(("source", plan.source, "a path of this host", built_from))
+    if kind := _local_kind(plan.builder):
+        local.append(("builder", plan.builder, kind, built_with))
+    if not local:
+        return
+    # What the image chose; or what the build had, too, and the image wants to meet another.
+    what, place, kind, _ = min(local, key=lambda one: one[1] == one[3])
+    raise PolicyError(
+        f"image `{name}` was not built here from that, and names the {what} "
+        f"`{shown(redact_url(place))}`, {kind}",
+        hint=f"what an image says of itself does not choose what is read here; {_ANEW}",
+    )
 
 
 def lost_secret(location: str) -> bool:
@@ -145,6 +156,17 @@ def _builder(name: str, labels: Mapping[str, str]) -> str:
 
 def _is_path_location(builder: str) -> bool:
     return isinstance(parse_location(builder), PathLocation)
+
+
+def _local_kind(builder: str) -> str | None:
+    """What of this host a builder is; `None` for a name, which anybody may have."""
+    match parse_location(builder):
+        case PathLocation():
+            return "a path of this host"
+        case StoredLocation():
+            return "an image of this store"
+        case RegistryLocation():
+            return None
 
 
 def _location(name: str, labels: Mapping[str, str]) -> str:

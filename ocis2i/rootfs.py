@@ -102,13 +102,20 @@ class Rootfs:
         return absolute
 
     def inject(
-        self, items: Sequence[InjectedFile], *, uid: int, gid: int, keep_names: bool
+        self,
+        items: Sequence[InjectedFile],
+        *,
+        uid: int,
+        gid: int,
+        keep_names: bool,
+        reserved: Sequence[str] = (),
     ) -> tuple[BindMount, ...]:
         """Gives files of the host to the run: the mounts for its `RunSpec`, after `place`.
 
         Mounts the tree. The content is in memory and belongs to `uid`:`gid`, who may change and
         remove it. The layer gets nothing of it; with `keep_names` empty files and directories.
-        Raises `UsageError` for a destination that cannot be, `PolicyError` for too much.
+        Raises `UsageError` for a destination that cannot be, as where the container's mounts are
+        or where a path of `reserved` leads; `PolicyError` for too much.
         """
         if not items:
             return ()
@@ -122,6 +129,7 @@ class Rootfs:
             gid=gid,
             keep_names=keep_names,
             occupied=list(self._occupied),
+            reserved=list(reserved),
         )
         if not keep_names:
             self._left_out += tuple(answer["places"])
@@ -226,5 +234,5 @@ def prepare(
     distinct = {layer.tree: layer for layer in reversed(layers)}
     lowers = [[str(layer.tree), list(layer.implied)] for layer in reversed(distinct.values())]
     answer = agent.request("prepare", build=str(directory), lowers=lowers, targets=targets)
-    occupied = tuple(str(path) for path, is_directory in targets if is_directory)
+    occupied = tuple(str(path) for path, _ in targets)
     return Rootfs(agent, directory, session or directory, tuple(answer["ours"]), occupied)

@@ -47,8 +47,9 @@ from ocis2i.reference import Digest, Reference
 REF_NAME = "org.opencontainers.image.ref.name"
 # Of an entry of the store's index: the repository that has layers which the store lacks.
 ORIGIN = "io.ocis2i.layers-from"
-# And the source that it was built from here.
+# And the source that it was built from here, and the builder.
 BUILT_FROM = "io.ocis2i.built-from"
+BUILT_WITH = "io.ocis2i.built-with"
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -246,16 +247,21 @@ class Store:
 
     def origin(self, digest: Digest) -> Reference | None:
         """The repository that has the layers of an image which the store may lack."""
-        for image in self.images():
-            if image.descriptor.digest == digest and ORIGIN in image.descriptor.annotations:
-                return Reference.parse(image.descriptor.annotations[ORIGIN])
-        return None
+        origin = self._noted(digest, ORIGIN)
+        return None if origin is None else Reference.parse(origin)
 
     def built_from(self, digest: Digest) -> str | None:
         """The source of an image that was built into this store; it cannot say that itself."""
+        return self._noted(digest, BUILT_FROM)
+
+    def built_with(self, digest: Digest) -> str | None:
+        """The builder of an image that was built into this store; see `built_from`."""
+        return self._noted(digest, BUILT_WITH)
+
+    def _noted(self, digest: Digest, annotation: str) -> str | None:
         for image in self.images():
-            if image.descriptor.digest == digest and BUILT_FROM in image.descriptor.annotations:
-                return image.descriptor.annotations[BUILT_FROM]
+            if image.descriptor.digest == digest and annotation in image.descriptor.annotations:
+                return image.descriptor.annotations[annotation]
         return None
 
     def manifest(self, descriptor: Descriptor) -> Manifest | Index:
@@ -269,14 +275,22 @@ class Store:
         origin: Reference | None = None,
         *,
         built_from: str = "",
+        built_with: str = "",
     ) -> None:
         """Stores manifest and config and lets `name` point at them.
 
-        The layers must be there, or in the repository `origin`, which is remembered then, as is
-        the source that the image was `built_from`.
+        The layers must be there, or in the repository `origin`, which is remembered then, as are
+        the source that the image was `built_from`, and the builder that it was `built_with`.
         """
         self.add_document(encoded.config, encoded.config_descriptor)
-        self.put_manifest(encoded.manifest, encoded.descriptor, name, origin, built_from=built_from)
+        self.put_manifest(
+            encoded.manifest,
+            encoded.descriptor,
+            name,
+            origin,
+            built_from=built_from,
+            built_with=built_with,
+        )
 
     def put_manifest(
         self,
@@ -286,6 +300,7 @@ class Store:
         origin: Reference | None = None,
         *,
         built_from: str = "",
+        built_with: str = "",
     ) -> None:
         """Stores a manifest as it is and lets `name` (when not empty) point at it."""
         self.add_document(raw, descriptor)
@@ -294,6 +309,8 @@ class Store:
             annotations[ORIGIN] = str(origin)
         if built_from:
             annotations[BUILT_FROM] = built_from
+        if built_with:
+            annotations[BUILT_WITH] = built_with
         plain = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size, annotations)
 
         def change(images: list[StoredImage]) -> list[StoredImage]:

@@ -126,6 +126,7 @@ class Agent:
             inject.Owner(request["uid"], request["gid"]),
             keep_names=request["keep_names"],
             occupied=request["occupied"],
+            reserved=request["reserved"],
         )
         return {"mounts": [list(mount) for mount in done.mounts], "places": _names(done.places)}
 

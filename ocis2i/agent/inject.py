@@ -7,6 +7,7 @@ side are empty files and directories to mount on, nothing else. What a script do
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -19,6 +20,7 @@ from ocis2i.agent.mounts import opened
 from ocis2i.agent.tree import DIRECTORY, Attributes, clear_name, join, open_regular, resolve
 from ocis2i.agent.tree import write_file as copy_file
 
+# Of all injections of a build.
 SIZE_LIMIT = 64 << 20
 FILE_LIMIT = 10_000
 # Room for a script that edits what it got.
@@ -77,21 +79,23 @@ def inject(
     *,
     keep_names: bool,
     occupied: Sequence[str] = (),
+    reserved: Sequence[str] = (),
 ) -> Injection:
     """Prepares the mounts of `items` in the mounted rootfs of `build`.
 
     A directory that the image lacks becomes one mount, in which a script can remove and rename;
     in one that is there each file is a mount of its own. `keep_names`: the places get the names
-    of everything that is mounted, for the layer. Nothing may be injected below the directories
-    `occupied`, where other mounts hide it. Raises `AgentError`: kind `usage` for a destination
-    that cannot be, `policy` for too much.
+    of everything that is mounted, for the layer. Nothing may be injected on what is `occupied`, by
+    other mounts which hide it, or below; nor on what is `reserved`: ocis2i itself reads or runs it.
+    Raises `AgentError`: kind `usage` for a destination that cannot be, `policy` for too much.
     """
     kept = [item for item in items if item.keep]
     mounted = [item for item in items if not item.keep]
     size = _check(items)
     mounts: list[Mount] = []
     with opened(f"{build}/rootfs") as root:
-        placer = _Placer(root, owner, _occupied(root, occupied), keep_names=keep_names)
+        taken = _Taken(_resolved(root, occupied), _resolved(root, reserved))
+        placer = _Placer(root, owner, taken, keep_names=keep_names)
         for top, node in plan(kept):
             placer.write(top, node)
         if mounted:
@@ -253,8 +257,20 @@ def _make_directory(directory: int, name: bytes, owner: Owner, mode: int) -> int
 # --- places in the container ---
 
 
-def _occupied(root: int, paths: Sequence[str]) -> list[bytes]:
-    return [join(*resolve(root, os.fsencode(path))) for path in paths]
+class _Taken(NamedTuple):
+    """Real paths that are not free: what is mounted on, and what ocis2i reads or runs."""
+
+    occupied: Sequence[bytes]
+    reserved: Sequence[bytes]
+
+
+def _resolved(root: int, paths: Sequence[str]) -> list[bytes]:
+    found = []
+    for path in paths:
+        # Of what is below a file nothing can be injected either.
+        with contextlib.suppress(NotADirectoryError):
+            found.append(join(*resolve(root, os.fsencode(path))))
+    return found
 
 
 class _Place(NamedTuple):
@@ -267,12 +283,10 @@ class _Place(NamedTuple):
 class _Placer:
     """Makes what is mounted on, and remembers it."""
 
-    def __init__(
-        self, root: int, owner: Owner, occupied: Sequence[bytes], *, keep_names: bool
-    ) -> None:
+    def __init__(self, root: int, owner: Owner, taken: _Taken, *, keep_names: bool) -> None:
         self._root = root
         self._owner = owner
-        self._occupied = occupied
+        self._taken = taken
         self._keep_names = keep_names
         self.places: list[bytes] = []
 
@@ -283,7 +297,7 @@ class _Placer:
             for name, child in node.inside.items():
                 yield from self.attach(posixpath.join(target, name), child, f"{source}/{name}")
             return
-        self._check_free(place, target)
+        self._check_free(place, target, node)
         if place.is_directory is None:
             self._make_place(place.path, node)
         yield Mount(source, f"/{os.fsdecode(place.path)}", node.inside is not None)
@@ -291,7 +305,7 @@ class _Placer:
     def write(self, target: str, node: Node) -> None:
         """Puts an injection that is to stay into the tree."""
         place = self._locate(target, node)
-        self._check_free(place, target)
+        self._check_free(place, target, node)
         above, _, name = place.path.rpartition(b"/")
         fd = syscalls.open_in_root(self._root, above, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -325,13 +339,25 @@ class _Placer:
             )
         return _Place(found, is_directory)
 
-    def _check_free(self, place: _Place, target: str) -> None:
-        for other in self._occupied:
-            if place.path.startswith(other + b"/"):
+    def _check_free(self, place: _Place, target: str, node: Node) -> None:
+        for other in self._taken.occupied:
+            on_it = place.path == other and node.inside is None
+            if on_it or place.path.startswith(other + b"/"):
                 raise AgentError(
                     "usage",
                     f"`{target}` cannot be injected: "
                     f"something else is mounted on `/{os.fsdecode(other)}`",
+                )
+        for other in self._taken.reserved:
+            # A new directory is one mount: it would take in what a script makes there later.
+            if place.path == other or (
+                place.is_directory is None and other.startswith(place.path + b"/")
+            ):
+                raise AgentError(
+                    "usage",
+                    f"`{target}` cannot be injected: "
+                    f"ocis2i itself needs `/{os.fsdecode(other)}` of the container",
+                    "choose another destination",
                 )
 
     def _make_place(self, path: bytes, node: Node) -> None:

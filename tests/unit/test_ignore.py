@@ -139,6 +139,28 @@ def test_empty_exclude_excludes_nothing() -> None:
     assert not Filter(compile_exclude("")).drops(".git")
 
 
+@pytest.mark.parametrize(
+    ("expression", "path", "dropped"),
+    [
+        (r"^x[[:digit:]]$", "x1", True),
+        (r"^x[[:digit:]]$", "x:", False),
+        (r"^x[^[:digit:]_]$", "xa", True),
+        (r"^x[^[:digit:]_]$", "x1", False),
+        (r"^[:alpha:]$", "p", True),
+        (r"^[:alpha:]$", "z", False),
+        (r"^[[]$", "[", True),
+        (r"^[]a]$", "]", True),
+        (r"^\[[[:upper:]]\]\z", "[A]", True),
+        (r"\.log\z", "a.log", True),
+        (r"\.log\z", "a.log\n", False),
+        (r"^a\\z", "a\\z", True),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_exclude_is_read_as_go_reads_it(expression: str, path: str, dropped: bool) -> None:
+    assert Filter(compile_exclude(expression)).drops(path) is dropped
+
+
 def test_bad_exclude_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"--exclude `\(`"):
         compile_exclude("(")

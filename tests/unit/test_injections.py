@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from ocis2i import injections
+from ocis2i.agent.inject import FILE_LIMIT
 from ocis2i.errors import UsageError
-from ocis2i.injections import FILE_LIMIT, InjectedFile, read_content, read_injections
+from ocis2i.injections import (
+    RESERVED,
+    InjectedFile,
+    check_injections,
+    read_content,
+    read_injections,
+)
 from ocis2i.mappings import parse_mappings
 
 
@@ -254,3 +261,46 @@ def test_content_that_grew_is_bounded(secrets: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(injections, "SIZE_LIMIT", 4)
     with pytest.raises(UsageError, match="more than"):
         read_content(item)
+
+
+# --- before an image is known -------------------------------------------------------------------
+
+
+def early(cwd: Path, text: str) -> None:
+    check_injections(parse_mappings(text, "--inject"), cwd=cwd)
+
+
+@pytest.mark.parametrize("text", ["none:/x", "none", "secrets/none:x"])
+def test_what_is_not_there_is_told_before_the_image_is_known(
+    tmp_path: Path, secrets: Path, text: str
+) -> None:
+    with pytest.raises(UsageError, match=r"cannot read `(secrets/)?none`: No such file"):
+        early(tmp_path, text)
+
+
+@pytest.mark.parametrize("target", sorted(RESERVED))
+def test_what_ocis2i_itself_needs_is_no_destination(
+    tmp_path: Path, secrets: Path, target: str
+) -> None:
+    text = f"{write(secrets / 'file')}:{target}"
+    with pytest.raises(UsageError, match=f"as `{target}`") as caught:
+        read(tmp_path, text)
+    assert caught.value.hint == RESERVED[target]
+    with pytest.raises(UsageError, match=f"as `{target}`"):
+        early(tmp_path, text)
+
+
+def test_file_of_a_directory_is_told_by_its_destination(tmp_path: Path, secrets: Path) -> None:
+    write(secrets / "hosts")
+    with pytest.raises(UsageError, match=r"secrets/hosts` cannot be injected as `/etc/hosts`"):
+        early(tmp_path, f"{secrets}:/etc")
+
+
+def test_relative_destination_is_judged_when_the_workdir_is_known(
+    tmp_path: Path, secrets: Path
+) -> None:
+    text = f"{write(secrets / 'file')}:etc/hosts"
+    early(tmp_path, text)
+    assert targets(tmp_path, text, "/opt/app") == ["/opt/app/etc/hosts"]
+    with pytest.raises(UsageError, match="as `/etc/hosts`"):
+        read(tmp_path, text, "/")

@@ -234,16 +234,49 @@ def test_any_labels_are_a_rebuild_or_an_image_error(labels: dict[str, str]) -> N
         (Rebuild(BUILDER, "/home/jane", is_local=True), "source `/home/jane`"),
         (Rebuild("oci:/home/jane/images:b", URL), "builder `oci:/home/jane/images:b`"),
         (Rebuild("docker-archive:b.tar", URL), "builder `docker-archive:b.tar`"),
+        (
+            Rebuild(f"sha256:{'a' * 64}", URL),
+            f"builder `sha256:{'a' * 64}`, an image of this store",
+        ),
     ],
 )
 def test_places_of_this_host_are_refused(plan: Rebuild, place: str) -> None:
     with pytest.raises(PolicyError) as caught:
-        refuse_local_places("app:1", plan)
+        refuse_local_places("app:1", plan, built_from=None, built_with=None)
     assert "`app:1`" in caught.value.message
     assert place in caught.value.message
+    assert "ocis2i build" in str(caught.value.hint)
+
+
+HERE = Rebuild("oci:/images:b", "/home/me/app", is_local=True)
+
+
+def test_places_of_this_host_are_those_of_our_own_build() -> None:
+    refuse_local_places("app:1", HERE, built_from=HERE.source, built_with=HERE.builder)
+
+
+@pytest.mark.parametrize(
+    ("built_from", "built_with", "named"),
+    [
+        ("/home/me/app", BUILDER, "builder `oci:/images:b`"),
+        ("/home/me/app", None, "builder `oci:/images:b`"),
+        (URL, "oci:/images:b", "source `/home/me/app`"),
+    ],
+)
+def test_what_assemble_wrote_over_the_labels_is_what_is_named(
+    built_from: str, built_with: str | None, named: str
+) -> None:
+    with pytest.raises(PolicyError, match=f"names the {named}"):
+        refuse_local_places("app:1", HERE, built_from=built_from, built_with=built_with)
+
+
+def test_a_directory_that_was_built_here_meets_no_other_builder() -> None:
+    plan = Rebuild("quay.io/another/builder:1", "/home/me/app", is_local=True)
+    with pytest.raises(PolicyError, match="source `/home/me/app`"):
+        refuse_local_places("app:1", plan, built_from=plan.source, built_with=BUILDER)
 
 
 def test_places_far_away_are_not_refused() -> None:
     plan = planned()
     assert not plan.is_local
-    refuse_local_places("app:1", plan)
+    refuse_local_places("app:1", plan, built_from=None, built_with=None)

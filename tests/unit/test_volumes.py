@@ -36,6 +36,7 @@ def test_a_link_is_mounted_as_what_it_leads_to(tmp_path: Path) -> None:
         ("Z", False),
         ("ro,rw", False),
         ("rprivate", False),
+        ("cached,ro", True),
     ],
 )
 def test_options_are_those_of_docker(tmp_path: Path, options: str, read_only: bool) -> None:
