@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from ocis2i.allowed_hosts import AllowList
 from ocis2i.compression import compress
 from ocis2i.container import (
     Job,
@@ -34,8 +35,10 @@ from ocis2i.extended import (
 from ocis2i.fs import explain
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Blobs, Obtained, Places, blamed_on, obtain
+from ocis2i.in_place import occupy, warn
 from ocis2i.incremental import Restored, Saving, restore, save_for_later
 from ocis2i.injections import RESERVED
+from ocis2i.isolation.network import Uplink, connected
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.manifest import (
     OCI_LAYER,
@@ -48,7 +51,9 @@ from ocis2i.manifest import (
     encode_image,
 )
 from ocis2i.outputs import Delivered, deliver
+from ocis2i.proxy import Contacts, ProxyVariables, direct_hosts
 from ocis2i.rebuild import IMAGE_LABEL
+from ocis2i.refusals import refuse
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, RunResult
 from ocis2i.s2i import (
@@ -103,6 +108,7 @@ class BuildResult:
     assemble: RunResult
     restored: Restored | None
     isolation: str
+    contacts: Contacts | None
     delivered: tuple[Delivered, ...]
     pushed: bool
 
@@ -147,10 +153,14 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
     The store has the image once it is whole, also when an output or the push fails afterwards.
     """
     check(spec)
-    with session(tools.store, tools.settings) as here, ExitStack() as guard:
+    place = session(tools.store, tools.settings, tools.report, isolation=spec.isolation)
+    with place as here, ExitStack() as guard:
+        if here.weak:
+            refuse(here.weak, spec)
         inputs = _gather(spec, here, tools)
         guard.enter_context(inputs.hidden.guard())
-        site = _site(spec, inputs, here, tools)
+        uplink = guard.enter_context(_uplink(spec, inputs, here, tools))
+        site = _site(spec, inputs, uplink, here, tools)
         saving = Saving(
             site, spec, inputs.builder, inputs.scripts.get("save-artifacts"), inputs.hidden
         )
@@ -158,7 +168,7 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
         if spec.save_upload:
             _save_upload(here.directory / "upload", tools)
         with stage(site.report, "prepare", f"{len(inputs.layers)} layers, {site.runner.name}"):
-            rootfs = prepare(here.agent, here.directory, inputs.layers, site.around.mounts)
+            rootfs = _tree(inputs, site)
             job = _plan_assemble(spec, inputs, restored, rootfs)
             rootfs.mount()
         with stage(site.report, "assemble", inputs.scripts["assemble"].url):
@@ -196,6 +206,7 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
         assemble=ran,
         restored=restored,
         isolation=site.runner.name,
+        contacts=uplink.contacts and uplink.contacts.masked(inputs.hidden.finder.mask),
         delivered=delivered,
         pushed=pushed,
     )
@@ -229,7 +240,13 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
             stdin=tools.stdin,
         )
     with stage(tools.report, "pull", str(spec.builder)), blamed_on("PullBuilderImageFailed"):
-        builder = obtain(spec.builder, spec.platform, spec.pull_policy, tools.places)
+        builder = obtain(
+            spec.builder,
+            spec.platform,
+            spec.pull_policy,
+            tools.places,
+            layers=not here.in_place,
+        )
         contract = read_builder(spec, builder, tools.report)
     runtime = None
     if spec.runtime:
@@ -253,14 +270,16 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
     if spec.runtime and runtime:
         found = RuntimeSearch(tree, scripts, upload / "runtime-scripts", tools.cwd, tools.download)
         plan = plan_runtime(spec, spec.runtime, runtime, found, tools.report)
-    with stage(tools.report, "unpack"):
-        layers = unpack_layers(
-            builder.image,
-            tools.store,
-            here.agent,
-            tools.report,
-            size_limit=tools.settings.layer_limit,
-        )
+    layers: tuple[LayerRecord, ...] = ()
+    if not here.in_place:
+        with stage(tools.report, "unpack"):
+            layers = unpack_layers(
+                builder.image,
+                tools.store,
+                here.agent,
+                tools.report,
+                size_limit=tools.settings.layer_limit,
+            )
     variables = {**read_environment(tree, tools.report).values, **spec.environment}
     workdir = builder.image.config.runtime.working_dir or "/"
     hidden = hide(
@@ -272,6 +291,7 @@ def _gather(spec: BuildSpec, here: Session, tools: Tools) -> _Inputs:
         cwd=tools.cwd,
         report=tools.report,
         chosen=spec.environment,
+        proxies=spec.network != "proxy",
     )
     return _Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
 
@@ -320,14 +340,42 @@ def check_users(spec: BuildSpec, builder: Obtained, runtime: Obtained | None) ->
         )
 
 
-def _site(spec: BuildSpec, inputs: _Inputs, here: Session, tools: Tools) -> Site:
+def _uplink(
+    spec: BuildSpec, inputs: _Inputs, here: Session, tools: Tools
+) -> AbstractContextManager[Uplink]:
+    return connected(
+        here.agent,
+        here.directory,
+        spec.network,
+        _allowed(spec, inputs),
+        environment=tools.settings.environment,
+        add_hosts=spec.add_hosts,
+        report=inputs.hidden.masked(tools.report),
+    )
+
+
+def _allowed(spec: BuildSpec, inputs: _Inputs) -> AllowList:
+    """The hosts of the user, and those that the host's mirrors are on."""
+    wanted = spec.allowed_hosts
+    return replace(wanted, rules=(*wanted.rules, *inputs.hidden.mirror_hosts))
+
+
+def _site(spec: BuildSpec, inputs: _Inputs, uplink: Uplink, here: Session, tools: Tools) -> Site:
+    chosen = frozenset((*inputs.user_environment, *spec.secrets.environment))
+    direct = direct_hosts(_allowed(spec, inputs))
     mounts = here.network_files(spec.add_hosts, spec.network)
     return Site(
         here=here,
         runner=here.runner(spec.isolation),
         around=Surroundings(
-            (*mounts, *spec.mounts, *inputs.hidden.mounts), spec.cap_drop, spec.network
-        ),
+            (*mounts, *spec.mounts, *inputs.hidden.mounts),
+            spec.cap_drop,
+            spec.network,
+            spec.limits,
+            spec.hardening,
+            netns=uplink.netns,
+            proxied=ProxyVariables(direct, chosen) if uplink.proxy else None,
+        ).fitted(here),
         places=tools.places,
         settings=tools.settings,
         report=inputs.hidden.masked(tools.report),
@@ -335,6 +383,25 @@ def _site(spec: BuildSpec, inputs: _Inputs, here: Session, tools: Tools) -> Site
 
 
 # --- running ----------------------------------------------------------------------------------
+
+
+def _tree(inputs: _Inputs, site: Site) -> Rootfs:
+    """What assemble sees and changes: the builder's layers, or the container that we are in."""
+    here = site.here
+    if not here.in_place:
+        mounts = site.around.mounts
+        return prepare(here.agent, here.directory, inputs.layers, mounts, kind=here.rootfs)
+    rootfs = occupy(here.agent, here.directory, site.places.store.root)
+    runtime = inputs.builder.image.config.runtime
+    warn(
+        inputs.builder.name,
+        runtime.env,
+        (inputs.contract.destination, runtime.working_dir or "/"),
+        rootfs=rootfs,
+        environment=site.settings.environment,
+        report=site.report,
+    )
+    return rootfs
 
 
 def _plan_assemble(
@@ -370,7 +437,7 @@ def _plan_assemble(
     more = dict(hidden.environment)
     if spec.clamp_seconds is not None and "SOURCE_DATE_EPOCH" not in _names(environment):
         more.setdefault("SOURCE_DATE_EPOCH", str(spec.clamp_seconds))
-    return Job((*entrypoint, script), identity, cwd, environment, more, injected)
+    return Job((*entrypoint, script), rootfs.acting(identity), cwd, environment, more, injected)
 
 
 def _check_visible(destination: str, names: Sequence[str], mounts: Sequence[BindMount]) -> None:

@@ -16,8 +16,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ocis2i import __version__, completion
-from ocis2i.commands import building, images, s2i_verbs
+from ocis2i import __version__, completion, preferences
+from ocis2i.commands import building, doctor, images, s2i_verbs
 from ocis2i.commands.context import ReaderGoneError, State, print_json
 from ocis2i.commands.flags import DockerFlags, verb
 from ocis2i.commands.words import Group
@@ -49,6 +49,7 @@ verb(app, "inspect")(images.inspect_image)
 verb(app, "rm")(images.remove_images)
 verb(app, "prune")(images.prune_store)
 verb(app, "run", context_settings={"allow_interspersed_args": False})(images.run_image)
+verb(app, "doctor")(doctor.examine_host)
 verb(app, "completion")(s2i_verbs.print_completion)
 verb(app, "help")(s2i_verbs.show_help)
 verb(app, "version")(s2i_verbs.print_version)
@@ -84,13 +85,22 @@ def _common(
     if context.invoked_subcommand is None:
         sys.stderr.write(context.get_help() + "\n")
         raise typer.Exit(UsageError.exit_code)
+    _set_defaults(context, context.invoked_subcommand)
+
+
+def _set_defaults(context: typer.Context, name: str) -> None:
+    """What the user's own settings say in place of the flags of the verb `name`."""
+    commands = getattr(context.command, "commands", {})
+    takes = {one.name for one in commands[name].params} if name in commands else set()
+    if takes & preferences.PARAMETERS:
+        context.default_map = {name: preferences.defaults(os.environ)}
 
 
 # --- the door ---------------------------------------------------------------------------------
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOT_YET_VERBS = frozenset(
-    "diff ps status logs wait cancel resume doctor login logout upload explain lint".split()
+    "diff ps status logs wait cancel resume login logout upload explain lint".split()
 )
 _NOT_YET_FLAGS = frozenset("--start --layers".split())
 

@@ -11,8 +11,19 @@ from ocis2i.errors import ImageError, ScriptError, ScriptsError
 from ocis2i.events import Report, ScriptOutput
 from ocis2i.images import Obtained, Places, complete
 from ocis2i.isolation.ids import MAPPED_IDS
+from ocis2i.limits import Limits, mention
+from ocis2i.proxy import ProxyVariables
 from ocis2i.rootfs import Rootfs
-from ocis2i.runner import HOSTNAME, BindMount, Network, Runner, RunResult, RunSpec, Stdio
+from ocis2i.runner import (
+    HOSTNAME,
+    BindMount,
+    Hardening,
+    Network,
+    Runner,
+    RunResult,
+    RunSpec,
+    Stdio,
+)
 from ocis2i.s2i import Identity, resolve_user
 from ocis2i.scripts import ScriptPlace
 from ocis2i.session import Session
@@ -31,6 +42,30 @@ class Surroundings:
     mounts: tuple[BindMount, ...] = ()
     cap_drop: frozenset[str] = frozenset()
     network: Network = "host"
+    limits: Limits = field(default_factory=Limits)
+    hardening: Hardening = field(default_factory=Hardening)
+    apt_settings: BindMount | None = None
+    netns: str | None = None
+    proxied: ProxyVariables | None = None
+
+    def fitted(self, here: Session) -> Surroundings:
+        """With what the session's ground asks for: a root with one id is to think it has more."""
+        if not here.agent.ground.squashed:
+            return self
+        hardening = replace(self.hardening, fake_ids=True)
+        if here.weak:  # where nothing is mounted
+            return replace(self, hardening=hardening)
+        settings = here.directory / "apt.conf"
+        settings.write_bytes(_NO_SANDBOX)
+        settings.chmod(0o644)
+        mount = BindMount(str(settings), _APT_TARGET, read_only=True, directory=False)
+        return replace(self, hardening=hardening, apt_settings=mount)
+
+
+# apt checks that it really became another user (`DropPrivileges`). On a tmpfs of the container's
+# own: nothing of it is in the layer.
+_APT_TARGET = "/dev/ocis2i-apt.conf"
+_NO_SANDBOX = b'APT::Sandbox::User "root";\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +81,25 @@ class Job:
 
     def spec(self, around: Surroundings) -> RunSpec:
         """As an executor takes it."""
+        mounts, more = (*around.mounts, *self.mounts), self.more
+        fakes = around.hardening.fake_ids and self.identity.uid == 0
+        if fakes and around.apt_settings:
+            mounts = (*mounts, around.apt_settings)
+            more = {"APT_CONFIG": _APT_TARGET, **more}
+        if around.proxied:
+            known = dict(entry.partition("=")[::2] for entry in self.environment)
+            more = {**more, **around.proxied.beside({**known, **more})}
         return RunSpec(
             argv=self.argv,
-            environment=process_environment(self.environment, self.identity, self.more),
+            environment=process_environment(self.environment, self.identity, more),
             cwd=self.cwd,
             identity=self.identity,
-            mounts=(*around.mounts, *self.mounts),
+            mounts=mounts,
             cap_drop=around.cap_drop,
             network=around.network,
+            netns=around.netns,
+            limits=around.limits,
+            hardening=replace(around.hardening, fake_ids=fakes),
         )
 
 
@@ -89,7 +135,8 @@ def identify(user: str, rootfs: Rootfs) -> Identity:
         user, rootfs.read_text("/etc/passwd") or "", rootfs.read_text("/etc/group") or ""
     )
     largest = max(found.uid, found.gid, *found.groups)
-    if largest >= MAPPED_IDS:
+    # One id can have any number, and without namespaces the numbers are the host's.
+    if largest >= MAPPED_IDS and rootfs.ground.ids in ("full", "native"):
         raise ImageError(
             f"user `{user}` has the id {largest}, and containers have those up to {MAPPED_IDS - 1}",
             hint="choose another user with --assemble-user, or with --user of `ocis2i run`",
@@ -213,7 +260,7 @@ def run_script(
             f"`{run.argv[-1]}` failed with {describe_exit(result.exit_code)}",
             script_exit_code=result.exit_code,
             hint=f"it ran as {run.identity.uid}:{run.identity.gid} in `{run.cwd}`; "
-            "its output above says more",
+            f"{f'{limits}; ' if (limits := mention(run.limits)) else ''}its output above says more",
             reason=reason,
         )
     return result

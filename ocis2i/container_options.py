@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ocis2i.errors import UsageError
-from ocis2i.runner import Network
+from ocis2i.runner import NETWORKS, Hardening, Network
 from ocis2i.syscalls import CAPABILITIES
 
 ALL = "ALL"
@@ -20,7 +20,7 @@ _LONGEST_HOST_NAME = 253
 
 # The networks that a daemon has from the start (Docker) and the default of Podman.
 _DAEMON_NETWORKS = frozenset({"bridge", "default", "private"})
-_NO_OTHER_NETWORK = "there are `host` and `none`"
+_NO_OTHER_NETWORK = f"there are {', '.join(NETWORKS)}"
 _JOINED_NETWORKS = {
     "container": "a network of another container cannot be joined without a daemon",
     "netns": "a network namespace cannot be joined without root",
@@ -48,7 +48,7 @@ def parse_add_host(text: str) -> HostEntry:
     name, colon, address = text.partition(":")
     if not colon or not name or not address:
         raise UsageError(f"`--add-host` is `{text}`", hint="write it as NAME:ADDRESS")
-    if len(name) > _LONGEST_HOST_NAME or not _HOST_NAME.fullmatch(name):
+    if not is_host_name(name):
         raise UsageError(f"`--add-host` is `{text}`: `{name}` cannot be the name of a host")
     if address == "host-gateway":
         raise UsageError(
@@ -56,6 +56,11 @@ def parse_add_host(text: str) -> HostEntry:
             hint=f"write it as {name}:127.0.0.1",
         )
     return HostEntry(name, _address(address, text))
+
+
+def is_host_name(text: str) -> bool:
+    """Whether `text` can be the name of a host."""
+    return len(text) <= _LONGEST_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
 def _address(address: str, text: str) -> str:
@@ -97,16 +102,42 @@ def _capability(text: str) -> str:
     return name
 
 
+_SECURITY_OPTIONS = "there are seccomp=unconfined and no-new-privileges=false"
+
+
+def parse_security_options(values: Iterable[str]) -> Hardening:
+    """Reads `--security-opt` flags, as Docker writes them. Raises `UsageError`."""
+    found = Hardening()
+    for text in values:
+        name, separator, value = text.replace(":", "=", 1).partition("=")
+        match name, value:
+            case "seccomp", "default" | "builtin":
+                found = replace(found, seccomp=True)
+            case "seccomp", "unconfined":
+                found = replace(found, seccomp=False)
+            case "no-new-privileges", "true" | "false":
+                found = replace(found, no_new_privs=value == "true")
+            case "no-new-privileges", "" if not separator:
+                found = replace(found, no_new_privs=True)
+            case "seccomp", _:
+                raise UsageError(
+                    f"`--security-opt` is `{text}`: profiles of one's own are not taken",
+                    hint=_SECURITY_OPTIONS,
+                )
+            case _:
+                raise UsageError(f"`--security-opt` is `{text}`", hint=_SECURITY_OPTIONS)
+    return found
+
+
 def parse_network(text: str | None) -> tuple[Network, str | None]:
     """Reads `--network`; what it comes to, and a sentence where that is not what was asked for.
 
     Raises `UsageError` for networks that only a daemon or root can have.
     """
-    match text or "host":
-        case "host":
-            return "host", None
-        case "none":
-            return "none", None
+    for network in NETWORKS:
+        if network == (text or "host"):
+            return network, None
+    match text or "":
         case name if name in _DAEMON_NETWORKS:
             return "host", (
                 f"`--network` is `{name}`, which takes a daemon: the build is in the host's network"

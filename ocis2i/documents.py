@@ -42,6 +42,11 @@ def result_document(
         },
         "incremental": bool(result.restored),
         "isolation": result.isolation,
+        "network": {
+            "mode": spec.network,
+            "hosts": result.contacts.document() if result.contacts else None,
+            "more": result.contacts.more if result.contacts else 0,
+        },
         "script_exit_code": result.assemble.exit_code,
         "pushed": result.pushed,
         "outputs": [delivered.where for delivered in result.delivered],

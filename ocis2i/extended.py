@@ -172,7 +172,14 @@ def move(
     with stage(site.report, "artifacts", plan.obtained.name):
         directory = site.here.directory
         mounts = site.around.mounts
-        rootfs = prepare(site.here.agent, directory / "runtime", layers, mounts, session=directory)
+        rootfs = prepare(
+            site.here.agent,
+            directory / "runtime",
+            layers,
+            mounts,
+            session=directory,
+            kind=site.here.rootfs,
+        )
         identity = identify(plan.user, rootfs)
         if plan.layers_needed:
             make_working_directory(plan.cwd, rootfs)

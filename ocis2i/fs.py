@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -99,6 +100,7 @@ def remove_tree(path: Path) -> bool:
         if path.is_symlink() or not path.is_dir():
             path.unlink()
             return True
+        _open_up(path)
         for directory, _, files in os.walk(path, topdown=False, followlinks=False):
             for name in files:
                 Path(directory, name).unlink()
@@ -109,6 +111,20 @@ def remove_tree(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _open_up(path: Path) -> None:
+    """Lets us into the directories of our own in a tree: a source may have read-only ones."""
+    _let_in(path)
+    for directory, names, _ in os.walk(path):
+        for name in names:
+            _let_in(Path(directory, name))
+
+
+def _let_in(directory: Path) -> None:
+    if not directory.is_symlink():
+        with contextlib.suppress(PermissionError):  # somebody else's
+            directory.chmod(0o700)
 
 
 def _remove_directories(directory: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ocis2i.allowed_hosts import Rule
 from ocis2i.confidential import Secret, secrets_of_file, secrets_of_variable
 from ocis2i.errors import Ocis2iError
 from ocis2i.events import Event, Notice, Report, ScriptOutput, StageEnded, StageStarted
@@ -15,7 +16,7 @@ from ocis2i.injections import InjectedFile, read_content, read_injections
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.streams import LONGEST_LINE
 from ocis2i.leaks import Finder, leak_error
-from ocis2i.mirrors import MIRRORS_DIRECTORY, host_mirrors
+from ocis2i.mirrors import MIRRORS_DIRECTORY, host_mirrors, mirror_hosts
 from ocis2i.runner import BindMount
 from ocis2i.settings import Settings
 from ocis2i.spec import SecretSpec
@@ -28,7 +29,7 @@ class Hidden:
     """The secrets of a build, and who looks whether they got out.
 
     `environment` and `mounts` are for the build's own scripts; `injected` is put into their
-    container by `Rootfs.inject`.
+    container by `Rootfs.inject`. `mirror_hosts` are what the settings of the mirrors name.
     """
 
     injected: tuple[InjectedFile, ...]
@@ -36,6 +37,7 @@ class Hidden:
     mounts: tuple[BindMount, ...]
     finder: Finder
     allow_leaks: bool
+    mirror_hosts: tuple[Rule, ...] = ()
 
     def masked(self, report: Report) -> Report:
         """A report that shows no secret, neither in what scripts print nor in our own words."""
@@ -133,12 +135,13 @@ def hide(
     cwd: Path,
     report: Report,
     chosen: Container[str] = (),
+    proxies: bool = True,
 ) -> Hidden:
     """Reads what is to be hidden.
 
     The agent keeps the files of mirrors in memory, on a directory in the build's `directory`. Of
-    their variables those that the user has `chosen` for the image are left alone. Raises
-    `UsageError` for injections that are not there or lead elsewhere.
+    their variables those that the user has `chosen` for the image are left alone; `proxies` are
+    for who can reach them. Raises `UsageError` for injections that are not there or lead elsewhere.
     """
     files = read_injections(spec.injections, workdir=workdir, cwd=cwd)
     secrets: list[Secret] = []
@@ -148,8 +151,10 @@ def hide(
         secrets += secrets_of_variable(f"the build variable `{name}`", value)
     environment = dict(spec.environment)
     mounts: tuple[BindMount, ...] = ()
+    hosts: tuple[Rule, ...] = ()
     if spec.host_mirrors:
-        mirrors = host_mirrors(settings.environment, settings.home)
+        mirrors = host_mirrors(settings.environment, settings.home, proxies=proxies)
+        hosts = mirror_hosts(mirrors)
         for sentence in mirrors.found:
             report(Notice("info", sentence))
         secrets += mirrors.secrets
@@ -159,7 +164,7 @@ def hide(
         mounts += tuple(
             BindMount(str(one), str(one), read_only=True) for one in mirrors.directories
         )
-    return Hidden(files, environment, mounts, Finder(secrets), spec.allow_leaks)
+    return Hidden(files, environment, mounts, Finder(secrets), spec.allow_leaks, hosts)
 
 
 def _mount_files(

@@ -108,7 +108,14 @@ def _run_in_previous(
     layers = site.unpack(previous)
     directory = site.here.directory
     mounts = site.around.mounts
-    rootfs = prepare(site.here.agent, directory / "previous", layers, mounts, session=directory)
+    rootfs = prepare(
+        site.here.agent,
+        directory / "previous",
+        layers,
+        mounts,
+        session=directory,
+        kind=site.here.rootfs,
+    )
     builder = saving.builder.image.config.runtime
     user = spec.assemble_user or read_contract(saving.builder.image.config).assemble_user
     identity = identify(user or builder.user or runtime.user, rootfs)

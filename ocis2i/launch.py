@@ -17,8 +17,10 @@ from ocis2i.container import (
 from ocis2i.errors import UsageError
 from ocis2i.events import Report
 from ocis2i.images import Obtained, Places
+from ocis2i.isolation.in_place import InPlace
+from ocis2i.limits import Limits
 from ocis2i.rootfs import prepare
-from ocis2i.runner import BindMount, RunResult, Stdio
+from ocis2i.runner import BindMount, Hardening, RunResult, Stdio
 from ocis2i.s2i import merge_environment, read_contract
 from ocis2i.scripts import Download, resolve
 from ocis2i.session import session
@@ -39,6 +41,8 @@ class LaunchSpec:
     working_dir: str | None = None
     isolation: str | None = None
     cap_drop: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    hardening: Hardening = field(default_factory=Hardening)
 
 
 def launch(
@@ -56,20 +60,30 @@ def launch(
     """
     runtime = image.image.config.runtime
     argv = command_line(runtime.entrypoint, runtime.cmd, spec)
-    with session(store, settings) as here:
+    _refuse_in_place(spec.isolation)
+    with session(store, settings, report, isolation=spec.isolation) as here:
         layers = unpack_layers(
             image.image, store, here.agent, report, size_limit=settings.layer_limit
         )
         mounts = (*here.network_files(), *spec.mounts)
-        rootfs = prepare(here.agent, here.directory, layers, mounts)
+        rootfs = prepare(here.agent, here.directory, layers, mounts, kind=here.rootfs)
         identity = identify(spec.user or runtime.user, rootfs)
         cwd = spec.working_dir or runtime.working_dir or "/"
         make_working_directory(cwd, rootfs)
         rootfs.mount()
         environment = merge_environment(runtime.env, spec.environment)
         job = Job(argv, identity, cwd, environment)
-        run = job.spec(Surroundings(mounts, spec.cap_drop))
+        around = Surroundings(mounts, spec.cap_drop, limits=spec.limits, hardening=spec.hardening)
+        run = job.spec(around.fitted(here))
         return here.runner(spec.isolation).run(rootfs, run, stdio)
+
+
+def _refuse_in_place(isolation: str | None) -> None:
+    if isolation == InPlace.name:
+        raise UsageError(
+            "--isolation in-place is for builds: it runs nothing but the container that is there",
+            hint="choose another --isolation",
+        )
 
 
 def command_line(
@@ -94,6 +108,8 @@ def show_usage(
     destination: str | None,
     environment: Mapping[str, str],
     isolation: str | None,
+    limits: Limits,
+    hardening: Hardening,
     cwd: Path,
     download: Download | None,
 ) -> int:
@@ -103,7 +119,8 @@ def show_usage(
     """
     runtime = builder.image.config.runtime
     contract = read_contract(builder.image.config)
-    with session(places.store, settings) as here:
+    _refuse_in_place(isolation)
+    with session(places.store, settings, places.report, isolation=isolation) as here:
         (here.directory / "scripts").mkdir()
         scripts = resolve(
             contract.scripts_url,
@@ -121,7 +138,7 @@ def show_usage(
             builder.image, places.store, here.agent, places.report, size_limit=settings.layer_limit
         )
         mounts = here.network_files()
-        rootfs = prepare(here.agent, here.directory, layers, mounts)
+        rootfs = prepare(here.agent, here.directory, layers, mounts, kind=here.rootfs)
         identity = identify(runtime.user, rootfs)
         script = scripts["usage"]
         check_script(script, builder.name, rootfs)
@@ -132,5 +149,6 @@ def show_usage(
         rootfs.mount()
         merged = merge_environment(runtime.env, environment)
         job = Job((script.path_in_image,), identity, directory, merged)
-        run = runnable(job.spec(Surroundings(mounts)), rootfs)
+        around = Surroundings(mounts, limits=limits, hardening=hardening)
+        run = runnable(job.spec(around.fitted(here)), rootfs)
         return here.runner(isolation).run(rootfs, run, Stdio()).exit_code

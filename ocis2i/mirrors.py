@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import configparser
 import html
+import ipaddress
 import os
 import re
 import stat
@@ -26,8 +27,10 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ocis2i.allowed_hosts import HostName, Range, Rule, parse_address
 from ocis2i.confidential import Secret, credentials_in, secrets_of_file, secrets_of_variable
 from ocis2i.errors import UsageError
+from ocis2i.net import is_web_url, origin
 
 MIRRORS_DIRECTORY = "/run/ocis2i"
 
@@ -88,18 +91,52 @@ class Mirrors:
     directories: tuple[Path, ...] = ()
 
 
-def host_mirrors(environment: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> Mirrors:
+def host_mirrors(
+    environment: Mapping[str, str],
+    home: Path,
+    etc: Path = Path("/etc"),
+    *,
+    proxies: bool = True,
+) -> Mirrors:
     """Reads the settings of this host; `environment` wins over files as each tool has it.
 
+    Without `proxies` nothing of them is taken: for a build that has a proxy of ours alone.
     Raises `UsageError` for a settings file that its tool could not read either, and for a
     certificate that a setting names and that is not there.
     """
-    taking = _Taking(_Host(environment, home, etc))
-    for take in (_take_bundle, _take_proxies, _take_pip, _take_npm, _take_maven, _take_go):
+    taking = _Taking(_Host(environment, home, etc), proxies=proxies)
+    if proxies:
+        _take_proxies(taking)
+    for take in (_take_bundle, _take_pip, _take_npm, _take_maven, _take_go):
         take(taking)
     for tool, names in _VARIABLES.items():
-        _take_variables(taking, tool, names)
+        _take_variables(taking, tool, tuple(one for one in names if proxies or "PROXY" not in one))
     return taking.result()
+
+
+_URL = re.compile(r"""https?://[^\s"'<>,|]+""")
+_MAVEN_URL = re.compile(r"<url>([^<]*)</url>")
+_SETTINGS_FILES = ("pip.conf", "npmrc")
+
+
+def mirror_hosts(mirrors: Mirrors) -> tuple[Rule, ...]:
+    """The hosts that packages come from by these settings, each with its port. Pure."""
+    texts = [text for name, text in mirrors.environment.items() if not _is_proxy(name)]
+    texts += [mirrors.files.get(one, b"").decode(errors="replace") for one in _SETTINGS_FILES]
+    maven = mirrors.files.get("settings.xml", b"").decode(errors="replace")
+    texts += [html.unescape(url) for url in _MAVEN_URL.findall(maven)]
+    rules: list[Rule] = []
+    for url in (url for text in texts for url in _URL.findall(text)):
+        if is_web_url(url):
+            _, host, port = origin(url)
+            address = parse_address(host)
+            rule = HostName(host, port)
+            rules.append(rule if address is None else Range(ipaddress.ip_network(address), port))
+    return tuple(dict.fromkeys(rules))
+
+
+def _is_proxy(name: str) -> bool:
+    return name.lower() in _PROXIES or name.endswith("_PROXY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +163,9 @@ class _Host:
 class _Taking:
     """What was found so far."""
 
-    def __init__(self, host: _Host) -> None:
+    def __init__(self, host: _Host, *, proxies: bool) -> None:
         self.host = host
+        self.proxies = proxies
         self.environment: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
         self._directories: set[Path] = set()
@@ -282,6 +320,8 @@ def _take_pip(taking: _Taking) -> None:
     for section, settings in sorted(sections.items()):
         kept = {key: _pip_value(taking, section, key, settings[key]) for key in sorted(settings)}
         kept = {key: value for key, value in kept.items() if value}
+        if not taking.proxies:
+            kept.pop("proxy", None)  # it would win over the variable
         if kept:
             lines.append(f"[{section}]")
             lines += [f"{key} = " + "\n    ".join(kept[key].split("\n")) for key in kept]
@@ -421,6 +461,7 @@ _NPM_KEYS = frozenset(
     certfile keyfile strict-ssl proxy http-proxy https-proxy noproxy fetch-retries
     fetch-timeout""".split()
 )
+_NPM_PROXIES = frozenset({"proxy", "http-proxy", "https-proxy", "noproxy"})
 _NPM_FILES = ("cafile", "certfile", "keyfile")
 _NPM_VARIABLE = re.compile(r"npm_config_", re.IGNORECASE)
 _NPM_REFERENCE = re.compile(r"(?<!\\)\$\{(\w+)(\??)\}")
@@ -447,6 +488,8 @@ def _take_npm(taking: _Taking) -> None:
         if _is_npm_key(key):
             settings[key] = [value]
             origins.append(f"`npm_config_{key.rpartition(':')[2].replace('-', '_')}`")
+    if not taking.proxies:
+        settings = {key: values for key, values in settings.items() if key not in _NPM_PROXIES}
     lines = []
     for number, (key, values) in enumerate(sorted(settings.items())):
         name = key.rpartition(":")[2]
@@ -503,6 +546,7 @@ def _parse_npm(text: str, environment: Mapping[str, str]) -> dict[str, list[str]
 # --- Maven --------------------------------------------------------------------------------------
 
 _MAVEN_REFERENCE = re.compile(r"\$\{env\.([\w.]+)\}")
+_MAVEN_PROXIES = re.compile(r"<proxies>.*?</proxies>", re.DOTALL)
 _MAVEN_LOCAL = re.compile(r"<localRepository>[^<]*</localRepository>")
 
 
@@ -516,6 +560,8 @@ def _take_maven(taking: _Taking) -> None:
     # Comments may hold old passwords, and a local repository is a directory of this host.
     text = _without_comments(text)
     text = _MAVEN_LOCAL.sub("", text)
+    if not taking.proxies:
+        text = _MAVEN_PROXIES.sub("", text)
     text = _MAVEN_REFERENCE.sub(
         lambda match: html.escape(host.environment.get(match[1], match[0])), text
     )

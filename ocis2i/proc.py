@@ -14,8 +14,9 @@ from ocis2i import syscalls
 
 OUTPUT_LIMIT = 1 << 20
 
-# A program that `spawn` started.
+# A program that `spawn` started, and what waiting for it may raise.
 Process = subprocess.Popen[bytes]
+TimeoutExpired = subprocess.TimeoutExpired
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,21 @@ def run(
 
 
 def spawn(
-    argv: Sequence[str], *, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+    quiet: bool = False,
 ) -> Process:
-    """Starts a program that goes on beside us, in a session of its own, with nothing on stdin."""
+    """Starts a program that goes on beside us, in a session of its own, with nothing on stdin.
+
+    What a `quiet` one has to say is not shown: it is only tried.
+    """
     return subprocess.Popen(
         list(argv),
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.DEVNULL if quiet else None,
         env=dict(environment),
         pass_fds=tuple(pass_fds),
         start_new_session=True,

@@ -41,13 +41,15 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
             store.forget_images()
         used = store.referenced()
         blobs = [path for path in _blobs(store) if _digest(path) not in used]
-        layers = [path for path in _layers(store) if _digest(path) not in used]
+        layers = [path for path in store.layer_paths() if _digest(path) not in used]
         leftovers = [*sorted((store.root / "tmp").iterdir()), *store.stale_artifacts()]
         size = sum(path.stat().st_size for path in blobs)
         for path in blobs:
             path.unlink()
         for path in (store.root / "locks").glob("*-*"):
             path.unlink()
+        for path in layers:
+            store.forget_layer(path)
         _remove([*dead, *layers, *leftovers], search_path)
         return Pruned(len(dead), len(blobs), len(layers), len(leftovers), size)
 
@@ -73,16 +75,13 @@ def _remove(paths: list[Path], search_path: str | None) -> None:
     if left:
         raise OutputError(
             f"`{left[0]}` cannot be removed",
-            hint="its files belong to subordinate ids; see whether /etc/subuid was changed",
+            hint="its files belong to subordinate ids: they can be removed where newuidmap works, "
+            "while /etc/subuid and /etc/subgid have the ids that they were made with",
         )
 
 
 def _blobs(store: Store) -> list[Path]:
     return sorted((store.root / "images/blobs").glob("*/*"))
-
-
-def _layers(store: Store) -> list[Path]:
-    return sorted((store.root / "layers").glob("*/*"))
 
 
 def _digest(path: Path) -> Digest:

@@ -88,6 +88,15 @@ class _Answer:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A registry that lets us in: its URL, the `Date` of its answer, whether by credentials."""
+
+    url: str
+    date: str
+    with_credentials: bool
+
+
 class Registry:
     """A client for all registries, with the credentials of one user; safe for several threads.
 
@@ -126,6 +135,21 @@ class Registry:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def reach(self, reference: Reference, *, pull: bool = True) -> Reached:
+        """Asks the registry of `reference` whether it lets us in, to `pull` that or at all."""
+        url = f"{self._endpoint(reference.registry).base}/v2/"
+        ask = partial(
+            self._ask,
+            reference,
+            Request("HEAD", url),
+            _pull_scopes(reference) if pull else (),
+            expected=(200, 404, 405),  # the last two of those that know no HEAD here
+            what=f"registry `{reference.registry}` does not let us in",
+        )
+        answer = self._retries.call(ask)
+        known = self._authorizer(reference).has_credentials
+        return Reached(redacted(url), answer.headers.get("Date", ""), known)
 
     # --- manifests ----------------------------------------------------------------------------
 

@@ -6,10 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ocis2i.errors import IsolationError
+from ocis2i.events import Notice, Report
 from ocis2i.injections import InjectedFile
 from ocis2i.isolation.agent import Agent
+from ocis2i.isolation.ground import Ground
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.runner import BindMount
+from ocis2i.s2i import Identity
+from ocis2i.settings import RootfsKind
 from ocis2i.store import LayerRecord
 
 
@@ -46,7 +51,7 @@ class Changes:
 
 
 class Rootfs:
-    """An overlay in the agent's mount namespace; `prepare` makes one."""
+    """An overlay in the agent's mount namespace, or a copy; `prepare` makes one."""
 
     def __init__(
         self,
@@ -55,16 +60,27 @@ class Rootfs:
         session: Path,
         ours: tuple[str, ...],
         occupied: tuple[str, ...],
+        *,
+        layers: Sequence[LayerRecord],
+        copied: bool,
     ) -> None:
         self._agent = agent
         self._session = str(session)
+        self._layers = layers
+        self._owner = (0, 0)
         self._ours = ours
         self._occupied = occupied
         self._mounted = False
+        self._copied = copied
         self._made: set[str] = set()
         self._left_out: tuple[str, ...] = ()
         self.build = str(directory)
         self.path = f"{directory}/rootfs"
+
+    @property
+    def ground(self) -> Ground:
+        """What the agent that holds the tree stands on."""
+        return self._agent.ground
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -74,9 +90,15 @@ class Rootfs:
         """
         return tuple(sorted(self._made))
 
+    def acting(self, identity: Identity) -> Identity:
+        """Whom a script really runs as, when the image or the caller names `identity` for it."""
+        return identity
+
     def place(self, uploads: Sequence[Upload]) -> None:
         """Puts trees into the container before it is mounted, given to their new owners."""
         listed = [[item.name, item.path, item.uid, item.gid] for item in uploads]
+        for item in uploads:
+            self._owner = (item.uid, item.gid)
         answer = self._agent.request(
             "place", session=self._session, build=self.build, uploads=listed
         )
@@ -146,6 +168,7 @@ class Rootfs:
         when the destination cannot take it.
         """
         self.mount()
+        self._owner = (uid, gid)
         answer = self._agent.request(
             "transfer",
             origin=other.build,
@@ -201,8 +224,22 @@ class Rootfs:
             clamp_mtime=clamp_mtime,
             ours=list(self._ours),
             unlisted=[path.strip("/") for path in unlisted],
+            **self._ownership(),
             left_out=list(self._left_out),
         )
+
+    def _ownership(self) -> dict[str, object]:
+        """What an agent has to know that sees only its own id on the disk (`agent.owners`).
+
+        What a script makes belongs to the user for whom something was put here last.
+        """
+        if not self.ground.squashed:
+            return {}
+        layers = [
+            [str(layer.tree), list(layer.implied), dict(layer.owners)]
+            for layer in reversed(self._layers)
+        ]
+        return {"owner": list(self._owner), "layers": layers}
 
     def finish_changes(self) -> Changes:
         """Waits for the end of `write_changes`; raises what went wrong."""
@@ -211,7 +248,7 @@ class Rootfs:
 
     @property
     def _top(self) -> str:
-        return self.path if self._mounted else f"{self.build}/base"
+        return self.path if self._mounted or self._copied else f"{self.build}/base"
 
 
 def prepare(
@@ -221,18 +258,52 @@ def prepare(
     mounts: Sequence[BindMount],
     *,
     session: Path | None = None,
+    kind: RootfsKind = "overlay",
 ) -> Rootfs:
     """A rootfs over `layers` (lowest first) in the build's `directory`, with places for `mounts`.
 
     The directory is made when it is missing. Uploads are in the directory of the `session`, which
-    is the same one when nothing is said. Raises `IsolationError` when overlayfs is refused.
+    is the same one when nothing is said. Raises `IsolationError` when overlayfs is refused, or a
+    copy could not be executed.
     """
     targets = [[path, True] for path in MOUNT_TARGETS]
     targets += [[mount.target, mount.directory] for mount in mounts]
     # Overlayfs refuses a directory twice (ELOOP), and images often have one layer several times:
     # every empty layer is the same. Whatever it brings or hides counts where it comes last.
-    distinct = {layer.tree: layer for layer in reversed(layers)}
-    lowers = [[str(layer.tree), list(layer.implied)] for layer in reversed(distinct.values())]
-    answer = agent.request("prepare", build=str(directory), lowers=lowers, targets=targets)
+    distinct = tuple({layer.tree: layer for layer in reversed(layers)}.values())[::-1]
+    # Overlayfs does not see what a layer hides without a mark on the disk.
+    copied = kind == "copy" or any(layer.whiteouts or layer.opaque for layer in distinct)
+    lowers = [
+        [str(layer.tree), *map(list, (layer.implied, layer.whiteouts, layer.opaque))]
+        for layer in distinct
+    ]
+    answer = agent.request(
+        "prepare", build=str(directory), lowers=lowers, targets=targets, copied=copied
+    )
     occupied = tuple(str(path) for path, _ in targets)
-    return Rootfs(agent, directory, session or directory, tuple(answer["ours"]), occupied)
+    ours = tuple(answer["ours"])
+    place = session or directory
+    return Rootfs(agent, directory, place, ours, occupied, layers=distinct, copied=copied)
+
+
+def choose_kind(agent: Agent, directory: Path, wanted: str, report: Report) -> RootfsKind:
+    """What `prepare` shall make in the file system of `directory`: an overlay where one works.
+
+    Raises `IsolationError` when an overlay is wanted and cannot be.
+    """
+    if wanted == "copy":
+        return "copy"
+    refusal: str | None = "nothing can be mounted here"
+    if agent.ground.can_mount:
+        refusal = agent.request("overlay", directory=str(directory))["refusal"]
+    if refusal is None:
+        return "overlay"
+    if wanted == "overlay":
+        raise IsolationError(
+            refusal,
+            hint="--rootfs copy does without; or put the store on a local disk (ext4, xfs, btrfs) "
+            "or tmpfs with --root",
+        )
+    if agent.ground.can_mount:
+        report(Notice("info", f"{refusal}: each build gets a copy of the image"))
+    return "copy"

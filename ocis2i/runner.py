@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Literal, Protocol, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, Protocol, TypeAlias, get_args
 
-from ocis2i.errors import IsolationError, UsageError
+from ocis2i.limits import Limits
 from ocis2i.s2i import Identity
 
 # What a package manager needs that runs as the container's root: Docker's default set without
@@ -28,8 +28,10 @@ ROOT_CAPABILITIES = (
 # What a container calls itself, in its own UTS namespace.
 HOSTNAME = "ocis2i"
 
-# "none" is a network namespace of its own with nothing in it but the loopback device.
-Network: TypeAlias = Literal["host", "none"]
+# "none" is a network namespace of its own with nothing in it but the loopback device. So is
+# "proxy", where a proxy of ours listens on that; in the others a program brings a second device.
+Network: TypeAlias = Literal["host", "none", "proxy", "slirp4netns", "pasta"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 
 OutputLine = Callable[[Literal["stdout", "stderr"], str], None]
 
@@ -45,10 +47,25 @@ class BindMount:
 
 
 @dataclass(frozen=True, slots=True)
+class Hardening:
+    """What the kernel is told to keep from a container's processes.
+
+    `seccomp`: the system calls that no build needs (`ocis2i.seccomp`). `no_new_privs`: what setuid
+    and file capabilities would give. `fake_ids`: changes of ids and owners seem to work and do
+    nothing, for a root that has one user id alone.
+    """
+
+    seccomp: bool = True
+    no_new_privs: bool = True
+    fake_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """One process to run in a container: all that any executor has to know.
 
-    `cap_drop` are names as `linux/capability.h` has them, or `ALL`.
+    `cap_drop` are names as `linux/capability.h` has them, or `ALL`. `netns` is the network
+    namespace to be in, a path in the agent's mount namespace; without one `network` says which.
     """
 
     argv: tuple[str, ...]
@@ -59,6 +76,9 @@ class RunSpec:
     hostname: str = HOSTNAME
     cap_drop: frozenset[str] = frozenset()
     network: Network = "host"
+    netns: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    hardening: Hardening = field(default_factory=Hardening)
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -122,30 +142,8 @@ class Runner(Protocol):
     def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
         """Runs the process to its end.
 
-        Raises `IsolationError` when it cannot be started, `PolicyError` when it writes more than
-        `stdio.output_limit`, `OutputError` when `stdio.output` does not take what it writes. After
-        the last two the process is gone, and the runner can be used again.
+        Raises `IsolationError` when it cannot be started, `PolicyError` when it goes over one of
+        `spec.limits` or writes more than `stdio.output_limit`, `OutputError` when `stdio.output`
+        does not take what it writes. After the last two the process is gone, and the runner can be
+        used again.
         """
-
-
-def choose(runners: Sequence[Runner], wanted: str | None) -> Runner:
-    """The first usable runner, or the one with the name `wanted`, which then must be usable."""
-    if wanted in (None, "auto"):
-        reasons = []
-        for runner in runners:
-            availability = runner.check()
-            if availability.usable:
-                return runner
-            reasons.append(f"{runner.name}: {availability.reason}")
-        raise IsolationError("no way to run a container here: " + "; ".join(reasons))
-    for runner in runners:
-        if runner.name == wanted:
-            availability = runner.check()
-            if not availability.usable:
-                raise IsolationError(
-                    f"isolation `{wanted}` cannot be used: {availability.reason}",
-                    hint="leave out --isolation to take what works",
-                )
-            return runner
-    known = ", ".join(["auto", *(runner.name for runner in runners)])
-    raise UsageError(f"unknown isolation `{wanted}`", hint=f"there are {known}")

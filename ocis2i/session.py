@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+from ocis2i import syscalls
 from ocis2i.container_options import HostEntry
-from ocis2i.errors import Ocis2iError
+from ocis2i.errors import IsolationError, Ocis2iError
+from ocis2i.events import Event, Notice, Report
 from ocis2i.fs import Lock, remove_tree
 from ocis2i.isolation.agent import Agent, agent
+from ocis2i.isolation.buildah import Buildah
 from ocis2i.isolation.builtin import Builtin
-from ocis2i.isolation.runc import Runc
-from ocis2i.runner import HOSTNAME, BindMount, Network, Runner, choose
-from ocis2i.settings import Settings
+from ocis2i.isolation.chroot import Chroot, chroot_refusal
+from ocis2i.isolation.ground import Ground
+from ocis2i.isolation.in_place import InPlace
+from ocis2i.isolation.ladder import Finding, Refused, choose_executor
+from ocis2i.isolation.network import RESOLVERS
+from ocis2i.isolation.place import find_place
+from ocis2i.isolation.programs import OciProgram
+from ocis2i.isolation.sentences import refusal
+from ocis2i.proc import find_program
+from ocis2i.rootfs import choose_kind
+from ocis2i.runner import HOSTNAME, BindMount, Network, Runner
+from ocis2i.settings import RootfsKind, Settings
 from ocis2i.store import Store
 
 _RESOLVER = "resolv.conf"
@@ -24,32 +38,91 @@ _NO_RESOLVER = b"# no network, no name servers\n"
 _LOOPBACK = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
+# Ways without namespaces, and what a script is not kept from. For who names them.
+Weak: TypeAlias = Literal["chroot", "in-place"]
+_WEAK: dict[Weak, str] = {
+    "chroot": "it shares processes, network and limits with all that is in this container",
+    "in-place": "it may do in this container whatever this user may, and read what it may read",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a build or a run works with: its directory and its agent."""
+    """What a build or a run works with: its directory and its agent.
+
+    `weak` is the way without namespaces that was taken, `None` for the usual ones.
+    """
 
     agent: Agent
     directory: Path
     search_path: str | None
+    rootfs: RootfsKind = "overlay"
+    buildah_mode: str | None = None
+    weak: Weak | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the container that this process is in is the builder itself."""
+        return self.weak == "in-place"
 
     def runner(self, wanted: str | None) -> Runner:
-        """The executor to use; see `ocis2i.runner.choose`."""
-        runners: list[Runner] = [
-            Runc(self.agent, search_path=self.search_path),
-            Builtin(self.agent),
-        ]
-        return choose(runners, wanted)
+        """The executor to use; see `ocis2i.isolation.ladder`.
+
+        Raises `IsolationError` where it cannot be used, `UsageError` for one that there is not.
+        """
+        runners = {runner.name: runner for runner in self.runners()}
+
+        def look(name: str) -> Finding:
+            runner = runners.get(name)
+            if runner is None:
+                return Finding(usable=False, said="the session is of another kind")
+            return self.find(runner)
+
+        one_id = self.agent.ground.squashed
+        chosen = choose_executor(self.weak or wanted or "auto", look, one_id=one_id)
+        if isinstance(chosen, Refused):
+            raise chosen.error()
+        return runners[chosen]
+
+    def runners(self) -> list[Runner]:
+        """Every executor that there is on this session's ground; they are not tried yet."""
+        if self.weak:
+            return [Chroot(self.agent), InPlace(self.agent)]
+        buildah = Buildah(
+            self.agent,
+            search_path=self.search_path,
+            directory=self.directory,
+            mode=self.buildah_mode,
+        )
+        return [self._program("runc"), self._program("crun"), Builtin(self.agent), buildah]
+
+    def find(self, runner: Runner) -> Finding:
+        """Tries an executor."""
+        found = runner.check()
+        if found.usable:
+            return Finding(usable=True, said=found.reason)
+        if find_program(runner.name, self.search_path) is None:
+            return Finding.refused(refusal("no-program", tool=runner.name))
+        return Finding.refused(refusal("no-runtime", said=found.reason))
+
+    def _program(self, name: Literal["runc", "crun"]) -> Runner:
+        return OciProgram(name, self.agent, search_path=self.search_path, directory=self.directory)
 
     def network_files(
         self, add_hosts: Sequence[HostEntry] = (), network: Network = "host"
     ) -> tuple[BindMount, ...]:
         """Name resolution for the containers: as the host has it, and `add_hosts` before that.
 
-        Without network there are only `add_hosts` and the loopback device's names.
+        In a network of their own there are only `add_hosts` and the loopback device's names. A
+        proxy looks names up itself.
         """
+        if self.in_place:
+            return ()  # its own are the right ones
         contents = {_RESOLVER: _NO_RESOLVER, _HOSTS: _LOOPBACK}
         if network == "host":
             contents = {name: _read_lines(Path("/etc", name)) for name in contents}
+        elif network in RESOLVERS:
+            contents[_RESOLVER] = f"nameserver {RESOLVERS[network]}\n".encode()
         contents[_HOSTS] = hosts_file(contents[_HOSTS], add_hosts)
         mounts = []
         for name, content in contents.items():
@@ -76,19 +149,83 @@ def _read_lines(path: Path) -> bytes:
     return content if not content or content.endswith(b"\n") else content + b"\n"
 
 
+def _say_nothing(_: Event) -> None:
+    """For whom the ground of a session is no news."""
+
+
 @contextmanager
-def session(store: Store, settings: Settings) -> Iterator[Session]:
-    """A new session in `store`. Call from the main thread (see `isolation.agent.agent`)."""
+def session(
+    store: Store,
+    settings: Settings,
+    report: Report = _say_nothing,
+    *,
+    isolation: str | None = None,
+) -> Iterator[Session]:
+    """A new session in `store`. Call from the main thread (see `isolation.agent.agent`).
+
+    `isolation` is the executor's name, as far as it is known: those without namespaces need an
+    agent without. Raises `IsolationError` where there is no agent of that kind.
+    """
     search_path = settings.environment.get("PATH")
+    weak = weak_way(isolation, settings)
+    if weak == "chroot":
+        check_chroot()
+    if weak:
+        # A script may be of the same user: our memory has credentials in it (ptrace(2)).
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    ids: Literal["auto", "none"] = "none" if weak else "auto"
+    buildah_mode = settings.environment.get("OCIS2I_BUILDAH_ISOLATION")
     with store.in_use(), store.new_build() as (directory, lock):
         try:
-            with agent(search_path=search_path, keep_open=(lock.fileno(),)) as running:
-                yield Session(running, directory, search_path)
+            with agent(search_path=search_path, keep_open=(lock.fileno(),), ids=ids) as running:
+                _announce(running.ground, report)
+                kind: RootfsKind = "copy"
+                if weak:
+                    report(Notice("warning", f"isolation `{weak}` is weak: {_WEAK[weak]}"))
+                if weak != "in-place":
+                    kind = choose_kind(running, directory, settings.rootfs, report)
+                yield Session(running, directory, search_path, kind, buildah_mode, weak)
                 running.request("release", build=str(directory))
                 running.request("remove", parent=str(directory.parent), name=directory.name)
         except BaseException:
             remove_leftovers([directory], search_path=search_path)
             raise
+
+
+def weak_way(isolation: str | None, settings: Settings) -> Weak | None:
+    """The way without namespaces that is to be taken, `None`: another one.
+
+    The caller names it, or allows chroot for where nothing else works.
+    """
+    for name in _WEAK:
+        if isolation == name:
+            return name
+    allowed = settings.allow_weak and os.geteuid() == 0
+    if not allowed or isolation not in (None, "auto"):
+        return None
+    try:
+        with agent(search_path=settings.environment.get("PATH")):
+            return None
+    except IsolationError:
+        return "chroot"
+
+
+def check_chroot() -> None:
+    """Raises `IsolationError` where this process has not the rights that chroot takes."""
+    reason = chroot_refusal(Path("/proc/self/status").read_text())
+    if reason:
+        why = refusal("no-capability", find_place(), said=reason)
+        raise IsolationError(
+            f"isolation `chroot` cannot be used: {why.text}", hint=why.way_out.hint
+        )
+
+
+def _announce(ground: Ground, report: Report) -> None:
+    """Says what is not as usual: a script may notice, or fail where it would not elsewhere."""
+    if ground.squashed and ground.can_mount:
+        report(Notice("warning", f"{ground.reason}: one user id only, all files are its own"))
+    if ground.can_mount and not ground.fresh_proc:
+        report(Notice("info", "parts of /proc are hidden here: containers see that of the host"))
 
 
 def remove_leftovers(paths: Sequence[Path], *, search_path: str | None) -> list[Path]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from ocis2i.errors import UsageError
+
+# What scripts see and change: overlayfs over the unpacked layers, or a copy of them.
+RootfsKind: TypeAlias = Literal["overlay", "copy"]
+ROOTFS_KINDS = ("auto", *get_args(RootfsKind))
+
+# The rungs of `ocis2i.isolation.ladder`, the strongest first.
+ISOLATIONS = ("auto", "runc", "crun", "builtin", "buildah", "chroot", "in-place")
 
 # A layer that unpacks to more is taken for a bomb; real ones stay far below.
 DEFAULT_LAYER_LIMIT = 32 << 30
@@ -26,14 +34,18 @@ class Settings:
     home: Path
     source_date_epoch: int | None = None
     layer_limit: int = DEFAULT_LAYER_LIMIT
+    rootfs: str = "auto"
+    allow_weak: bool = False
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str], *, root: str | None = None) -> Settings:
-        """Reads `OCIS2I_ROOT`, `OCIS2I_LAYER_LIMIT`, `XDG_DATA_HOME`, `HOME` and
-        `SOURCE_DATE_EPOCH`.
+    def from_environ(
+        cls, environ: Mapping[str, str], *, root: str | None = None, rootfs: str | None = None
+    ) -> Settings:
+        """Reads `OCIS2I_ROOT`, `OCIS2I_LAYER_LIMIT`, `OCIS2I_ROOTFS`,
+        `OCIS2I_ALLOW_WEAK_ISOLATION`, `XDG_DATA_HOME`, `HOME` and `SOURCE_DATE_EPOCH`.
 
-        `root` (a flag) wins over the environment. Raises `UsageError`.
+        `root` and `rootfs` (flags) win over the environment. Raises `UsageError`.
         """
         home = Path(environ.get("HOME") or "/")
         data = Path(environ.get("XDG_DATA_HOME") or "")
@@ -47,6 +59,8 @@ class Settings:
             home,
             _number(environ, "SOURCE_DATE_EPOCH", "seconds since 1970", LAST_SECOND),
             DEFAULT_LAYER_LIMIT if limit is None else limit,
+            _rootfs(rootfs, environ),
+            _yes(environ, "OCIS2I_ALLOW_WEAK_ISOLATION"),
             dict(environ),
         )
 
@@ -66,6 +80,25 @@ _PASSED_ON = frozenset(
     "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
     "SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE".split()
 )
+
+
+def _rootfs(flag: str | None, environ: Mapping[str, str]) -> str:
+    wanted = environ.get("OCIS2I_ROOTFS") or "auto" if flag is None else flag
+    if wanted not in ROOTFS_KINDS:
+        name = "OCIS2I_ROOTFS" if flag is None else "--rootfs"
+        raise UsageError(f"{name} is `{wanted}`", hint=f"it must be {_either(ROOTFS_KINDS)}")
+    return wanted
+
+
+def _yes(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name) or "0"
+    if text not in ("0", "1"):
+        raise UsageError(f"{name} is `{text[:40]}`", hint="it must be 1 or 0")
+    return text == "1"
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _number(environ: Mapping[str, str], name: str, unit: str, largest: int) -> int | None:

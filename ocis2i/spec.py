@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ocis2i.allowed_hosts import AllowList
 from ocis2i.compression import Compression
 from ocis2i.container_options import HostEntry
 from ocis2i.images import PullPolicy
+from ocis2i.limits import Limits
 from ocis2i.mappings import PathPair
 from ocis2i.outputs import Output
 from ocis2i.reference import Location, Platform, Reference
-from ocis2i.runner import BindMount, Network
+from ocis2i.runner import BindMount, Hardening, Network
 from ocis2i.sources import Source
 from ocis2i.uids import UidRanges
 
@@ -68,7 +70,10 @@ class BuildSpec:
     secrets: SecretSpec = field(default_factory=SecretSpec)
     mounts: tuple[BindMount, ...] = ()
     cap_drop: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    hardening: Hardening = field(default_factory=Hardening)
     network: Network = "host"
+    allowed_hosts: AllowList = field(default_factory=AllowList)
     add_hosts: tuple[HostEntry, ...] = ()
     scripts_url: str | None = None
     destination: str | None = None

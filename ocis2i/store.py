@@ -2,6 +2,7 @@
 
     images/   a valid OCI image layout (image-spec, image-layout.md) that skopeo reads as it is
     layers/   unpacked layers by diff_id; `fs` is the tree, `layer.json` says that it is complete
+    squashed/ the same, unpacked with a single user id: `layer.json` has the owners
     builds/   one directory for each build, locked while it runs
     locks/    lock files
     tmp/      what is being written; under the exclusive lock everything in it is left over
@@ -18,9 +19,9 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,7 +68,10 @@ class LayerRecord:
     """An unpacked layer. `implied` are the directories in it that no entry described.
 
     `entries` and `size_bytes` measure the tree, `boot_id` names the run of the kernel that saw
-    them right: unpacking does not wait for the disk, so after a crash they are compared.
+    them right: unpacking does not wait for the disk, so after a crash they are compared. `ids` is
+    the map of the agent that unpacked it: to one with another map its owners are others. Of a
+    squashed layer the disk knows no owners, `owners` has those of all paths that are not root's.
+    `whiteouts` and `opaque` are what the layer hides where the disk could not hold overlayfs' mark.
     """
 
     tree: Path
@@ -75,6 +79,10 @@ class LayerRecord:
     entries: int
     size_bytes: int
     boot_id: str
+    ids: str = ""
+    owners: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    whiteouts: tuple[str, ...] = ()
+    opaque: tuple[str, ...] = ()
 
 
 class Store:
@@ -96,7 +104,9 @@ class Store:
             with locked(root / "locks/index"):
                 store._set_up()
         except OSError as error:
-            raise explain(error, f"the store `{root}` cannot be used") from error
+            refused = explain(error, f"the store `{root}` cannot be used")
+            refused.hint = refused.hint or "use another directory with --root or OCIS2I_ROOT"
+            raise refused from error
         return store
 
     def _set_up(self) -> None:
@@ -414,13 +424,21 @@ class Store:
 
     # --- unpacked layers ---
 
-    def layer_path(self, diff_id: Digest) -> Path:
+    def layer_path(self, diff_id: Digest, *, squashed: bool = False) -> Path:
         """The directory of an unpacked layer; complete only if `layer` says so."""
-        return self.root / "layers" / diff_id.algorithm / diff_id.hex
+        kind = "squashed" if squashed else "layers"
+        return self.root / kind / diff_id.algorithm / diff_id.hex
 
-    def layer(self, diff_id: Digest) -> LayerRecord | None:
+    def layer_paths(self) -> list[Path]:
+        """The directories of all unpacked layers; each has the digest for its name."""
+        return [path for kind in ("layers", "squashed") for path in self._layers_in(kind)]
+
+    def _layers_in(self, kind: str) -> list[Path]:
+        return sorted((self.root / kind).glob("*/*"))
+
+    def layer(self, diff_id: Digest, *, squashed: bool = False) -> LayerRecord | None:
         """The unpacked layer, `None` while it is not there, or not whole."""
-        path = self.layer_path(diff_id)
+        path = self.layer_path(diff_id, squashed=squashed)
         try:
             record = json.loads((path / "layer.json").read_bytes())
             return LayerRecord(
@@ -429,6 +447,10 @@ class Store:
                 record["entries"],
                 record["size"],
                 record["boot_id"],
+                record["ids"],
+                record["owners"],
+                tuple(record["whiteouts"]),
+                tuple(record["opaque"]),
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -444,15 +466,23 @@ class Store:
         except OSError as error:
             raise explain(error, "a directory cannot be made in the store") from error
 
-    def publish_layer(self, scratch: Path, diff_id: Digest, record: LayerRecord) -> None:
+    def publish_layer(
+        self, scratch: Path, diff_id: Digest, record: LayerRecord, *, squashed: bool = False
+    ) -> None:
         """Makes a scratch directory (with the tree in `fs`) the unpacked layer `diff_id`."""
         self._write_record(scratch, record)
         scratch.chmod(0o755)
-        scratch.replace(self.layer_path(diff_id))
+        place = self.layer_path(diff_id, squashed=squashed)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(place)
 
-    def confirm_layer(self, diff_id: Digest, record: LayerRecord) -> None:
+    def forget_layer(self, path: Path) -> None:
+        """Takes back that a layer is whole, before it is removed: a half of it must not be used."""
+        (path / "layer.json").unlink(missing_ok=True)
+
+    def confirm_layer(self, record: LayerRecord) -> None:
         """Writes down that a layer was found whole in this run of the kernel."""
-        self._write_record(self.layer_path(diff_id), record)
+        self._write_record(record.tree.parent, record)
 
     def _write_record(self, directory: Path, record: LayerRecord) -> None:
         document = {
@@ -460,8 +490,14 @@ class Store:
             "entries": record.entries,
             "size": record.size_bytes,
             "boot_id": record.boot_id,
+            "ids": record.ids,
+            "owners": dict(record.owners),
+            "whiteouts": list(record.whiteouts),
+            "opaque": list(record.opaque),
         }
-        write_atomic(directory / "layer.json", encode_json(document), scratch=directory)
+        # All in ASCII: names in an image may be bytes that are no text, and those no UTF-8 holds.
+        data = json.dumps(document, sort_keys=True).encode("ascii")
+        write_atomic(directory / "layer.json", data, scratch=directory)
 
     # --- builds ---
 

@@ -31,7 +31,10 @@ MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 # include/uapi/linux/capability.h, in the order of their numbers.
@@ -55,7 +58,14 @@ _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
+# struct statx in include/uapi/linux/stat.h: `stx_mask` first, `stx_btime` at byte 80.
+_SYS_STATX = {"x86_64": 332, "aarch64": 291, "riscv64": 291, "ppc64le": 383, "s390x": 379}
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_STATX_BYTES = 256
+_STATX_BTIME_OFFSET = 80
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_SECCOMP_MODE_FILTER = 2
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,6 +89,11 @@ def _check(result: int, what: str) -> int:
 def unshare(flags: int) -> None:
     """unshare(2): new namespaces for this process. A user namespace needs a single thread."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): into the namespace `fd`, which must be one of the `kind`."""
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
@@ -139,6 +154,18 @@ def prctl(option: int, value: int = 0, third: int = 0) -> None:
     )
 
 
+def set_filter(program: bytes) -> None:
+    """prctl(2), PR_SET_SECCOMP: every later system call is judged by this BPF program.
+
+    Takes no_new_privs, or CAP_SYS_ADMIN in the own user namespace.
+    """
+    # struct sock_fprog: how many instructions, of 8 bytes each, and where.
+    code = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    place = ctypes.create_string_buffer(header, len(header))
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(place))
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2): the capability sets of this thread, each a bit mask."""
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
@@ -164,6 +191,27 @@ def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
         ctypes.c_size_t(len(how)),
     )
     return _check(int(result), os.fsdecode(path))
+
+
+def birth_ns(fd: int) -> int:
+    """When an open file was made (statx(2), `stx_btime`), in nanoseconds; 0: nobody knows."""
+    number = _SYS_STATX.get(os.uname().machine)
+    if number is None:
+        return 0
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    result = _libc.syscall(
+        ctypes.c_long(number),
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(_AT_EMPTY_PATH),
+        ctypes.c_uint(_STATX_BTIME),
+        buffer,
+    )
+    (mask,) = struct.unpack_from("=I", buffer)
+    if result < 0 or not mask & _STATX_BTIME:
+        return 0
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 def sethostname(name: str) -> None:

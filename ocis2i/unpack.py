@@ -13,7 +13,7 @@ from typing import Any
 
 from ocis2i.blobs import CHUNK
 from ocis2i.compression import DiffIdReader, open_decompressed
-from ocis2i.errors import ImageError, Ocis2iError, PolicyError
+from ocis2i.errors import ImageError, Ocis2iError, OutputError, PolicyError
 from ocis2i.events import Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.manifest import Image, Layer
@@ -28,7 +28,8 @@ def unpack_layers(
     """The unpacked layers of `image`, lowest first; those that are missing are unpacked.
 
     A layer of more than `size_limit` bytes is refused. Raises `ImageError` for a broken or hostile
-    layer, `PolicyError` for one beyond the limits.
+    layer, `PolicyError` for one beyond the limits, `OutputError` when the store has layers that
+    were unpacked with other subordinate ids.
     """
     return tuple(
         _ensure(layer, store, agent, report, size_limit=size_limit) for layer in image.layers
@@ -38,21 +39,40 @@ def unpack_layers(
 def _ensure(
     layer: Layer, store: Store, agent: Agent, report: Report, *, size_limit: int
 ) -> LayerRecord:
-    record = store.layer(layer.diff_id)
+    squashed = agent.ground.squashed
+    record = _look_up(layer, store, agent)
     if record and record.boot_id == boot_id():
         return record
     with store.layer_lock(layer.diff_id):
-        record = store.layer(layer.diff_id)  # by a build that had the lock before us
-        if record and _is_whole(record, layer, store, agent):
+        record = _look_up(layer, store, agent)  # by a build that had the lock before us
+        if record and _is_whole(record, store, agent):
             return record
         # What a crash left of the layer, or of its record.
-        place = store.layer_path(layer.diff_id)
-        agent.request("remove", parent=str(place.parent), name=place.name)
+        place = store.layer_path(layer.diff_id, squashed=squashed)
+        if place.exists():
+            agent.request("remove", parent=str(place.parent), name=place.name)
         _unpack(layer, store, agent, report, size_limit=size_limit)
-    record = store.layer(layer.diff_id)
+    record = store.layer(layer.diff_id, squashed=squashed)
     if record is None:
         raise ImageError(f"layer `{layer.diff_id}` vanished from the store")
     return record
+
+
+def _look_up(layer: Layer, store: Store, agent: Agent) -> LayerRecord | None:
+    """The layer as an agent with the same ids unpacked it: the disk has the host's numbers.
+
+    To one with other ids they would be other owners, or nobody's files.
+    """
+    ground = agent.ground
+    record = store.layer(layer.diff_id, squashed=ground.squashed)
+    if record is None or ground.squashed or record.ids == ground.map:
+        return record
+    raise OutputError(
+        f"the layers in the store `{store.root}` were unpacked with the ids {record.ids}, "
+        f"and this user has {ground.map} now",
+        hint="use another store with --root; `ocis2i prune --all` can empty this one as long as "
+        "/etc/subuid and /etc/subgid have the old ids",
+    )
 
 
 def boot_id() -> str:
@@ -63,7 +83,7 @@ def boot_id() -> str:
         return ""
 
 
-def _is_whole(record: LayerRecord, layer: Layer, store: Store, agent: Agent) -> bool:
+def _is_whole(record: LayerRecord, store: Store, agent: Agent) -> bool:
     """Whether a layer survived the crash or reboot since it was unpacked.
 
     File systems that order data before sizes (ext4, xfs) show an unwritten file as too short.
@@ -72,7 +92,7 @@ def _is_whole(record: LayerRecord, layer: Layer, store: Store, agent: Agent) -> 
         return True
     found = agent.request("measure", path=str(record.tree))
     if (found["entries"], found["size"]) == (record.entries, record.size_bytes):
-        store.confirm_layer(layer.diff_id, replace(record, boot_id=boot_id()))
+        store.confirm_layer(replace(record, boot_id=boot_id()))
         return True
     return False
 
@@ -97,8 +117,12 @@ def _unpack(layer: Layer, store: Store, agent: Agent, report: Report, *, size_li
             measured["entries"],
             measured["size"],
             boot_id(),
+            agent.ground.map,
+            answer["owners"],
+            tuple(answer["whiteouts"]),
+            tuple(answer["opaque"]),
         )
-        store.publish_layer(scratch, layer.diff_id, record)
+        store.publish_layer(scratch, layer.diff_id, record, squashed=agent.ground.squashed)
     except BaseException:
         _discard(scratch, agent)
         raise

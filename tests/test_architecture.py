@@ -12,13 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
-errors reference manifest s2i mappings confidential settings events runner uids
-syscalls fs proc net container_options
+errors reference manifest s2i mappings confidential settings events limits runner uids
+syscall_numbers seccomp syscalls fs proc net container_options allowed_hosts preferences
+forwarding relay proxy
 blobs leaks mirrors tar layers compression agent archives
 store auth registry transfer outputs images sources injections scripts download callback
-isolation volumes unpack rootfs artifacts session
-rebuild s2ifile scaffold spec hidden container incremental extended build launch prune
-dockerfile export report documents completion commands cli __main__
+isolation volumes unpack rootfs artifacts session in_place
+rebuild s2ifile scaffold spec refusals hidden container incremental extended build launch prune
+dockerfile export report documents doctor completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.

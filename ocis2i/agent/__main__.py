@@ -23,17 +23,27 @@ from typing import Any
 from ocis2i import syscalls
 from ocis2i.agent import (
     changes,
+    confine,
     container,
+    copying,
+    direct,
     extract,
+    in_place,
     inject,
     memory,
     mounts,
+    namespaces,
+    network,
+    owners,
+    program,
     running,
     transfer,
     tree,
     unpack,
 )
+from ocis2i.agent.below import Hashed
 from ocis2i.agent.failure import AgentError, explain
+from ocis2i.agent.owners import Owners
 from ocis2i.agent.wire import receive, send
 from ocis2i.layers import TarPolicy
 
@@ -44,8 +54,12 @@ Reply = dict[str, Any]
 class Agent:
     """Answers requests, one at a time. Every method is one operation of the protocol."""
 
-    def __init__(self, parent: socket.socket) -> None:
+    def __init__(self, parent: socket.socket, ids: str) -> None:
         self._parent = parent
+        self._contained = ids != "none"
+        self._placed = owners.Placed()
+        self._copies: dict[str, copying.Copy] = {}
+        self._containers: dict[str, in_place.Container] = {}
 
     def serve(self) -> None:
         """Reads and answers until the parent says `quit` or is gone."""
@@ -81,14 +95,36 @@ class Agent:
             "entries": done.entries,
             "size": done.size_bytes,
             "devices": done.devices,
+            "owners": {os.fsdecode(path): owner for path, owner in done.owners.items()},
+            "whiteouts": _names(done.whiteouts),
+            "opaque": _names(done.opaque),
             "implied": [os.fsdecode(path) for path in done.implied],
         }
 
     def prepare(self, request: Request, _: list[int]) -> Reply:
-        """Mounts the base and makes the writable side of a build."""
-        lowers = [mounts.LowerLayer(path, tuple(implied)) for path, implied in request["lowers"]]
+        """Mounts the base and makes the writable side of a build, or its copy."""
+        build = request["build"]
+        lowers = [mounts.LowerLayer(path, *map(tuple, more)) for path, *more in request["lowers"]]
         targets = [mounts.Target(*target) for target in request["targets"]]
-        return {"ours": mounts.prepare(request["build"], lowers, targets)}
+        if not request.get("copied"):
+            return {"ours": mounts.prepare(build, lowers, targets)}
+        changes.raise_file_limit()
+        copy = self._copies[build] = copying.prepare(build, lowers, targets)
+        if not self._contained:
+            before = copy.before._replace(skipped=copy.before.skipped | direct.KERNELS_PLACES)
+            self._copies[build] = copy._replace(before=before)
+        return {"ours": list(copy.ours)}
+
+    def occupy(self, request: Request, _: list[int]) -> Reply:
+        """Takes the agent's own `/` for the tree of a build; says what is mounted in it."""
+        changes.raise_file_limit()
+        build = request["build"]
+        found = self._containers[build] = in_place.prepare(build, request["skipped"])
+        return {"mounts": [os.fsdecode(one.path) for one in found.mounts]}
+
+    def overlay(self, request: Request, _: list[int]) -> Reply:
+        """Tries overlayfs on the file system of `directory`: why it is no use, or `null`."""
+        return {"refusal": mounts.overlay_refusal(request["directory"])}
 
     def extract(self, request: Request, fds: list[int]) -> Reply:
         """Extracts the artifacts in the tar `fds[0]` into the new directory `into`."""
@@ -106,17 +142,24 @@ class Agent:
         """Moves uploads into the writable side."""
         uploads = [mounts.Upload(*upload) for upload in request["uploads"]]
         session = request.get("session") or request["build"]
-        return _placed(mounts.place(session, request["build"], uploads))
+        done = mounts.place(session, request["build"], uploads)
+        for upload, path in zip(uploads, done.paths, strict=True):
+            self._placed.note(request["build"], [path], done.made, (upload.uid, upload.gid))
+        return _placed(done)
 
     def put(self, request: Request, _: list[int]) -> Reply:
         """Copies the host's file `source` into the writable side."""
         build, source, path = (request[key] for key in ("build", "source", "path"))
         owner = (request["uid"], request["gid"])
-        return _placed(mounts.put_file(build, source, path, owner, request["mode"]))
+        done = mounts.put_file(build, source, path, owner, request["mode"])
+        self._placed.note(build, done.paths, done.made, owner)
+        return _placed(done)
 
     def make(self, request: Request, _: list[int]) -> Reply:
         """Makes a directory in the writable side, with those above it."""
-        return {"made": _names(mounts.make_directory(request["build"], request["path"]))}
+        made = mounts.make_directory(request["build"], request["path"])
+        self._placed.note(request["build"], [], made)
+        return {"made": _names(made)}
 
     def inject(self, request: Request, _: list[int]) -> Reply:
         """Prepares the mounts of injected files in the mounted rootfs."""
@@ -132,7 +175,7 @@ class Agent:
 
     def keep(self, request: Request, _: list[int]) -> Reply:
         """Puts files into a tmpfs on `directory`."""
-        memory.keep(request["directory"], request["files"])
+        memory.keep(request["directory"], request["files"], mode=request.get("mode", 0o644))
         return {}
 
     def transfer(self, request: Request, _: list[int]) -> Reply:
@@ -207,20 +250,65 @@ class Agent:
                 os.close(fd)
         return {"modes": modes}
 
+    def network(self, request: Request, fds: list[int]) -> Reply:
+        """Makes a network namespace; a listening socket of it goes through `fds[0]`."""
+        channel = fds[0] if fds else None
+        network.make(request["path"], port=request.get("port"), channel=channel)
+        if request.get("helper"):
+            network.attach(network.Helper(**request["helper"]))
+        return {}
+
     def run(self, request: Request, fds: list[int]) -> Reply:
         """Runs a host program with `fds` as its standard streams, to its end."""
-        pid = running.start_program(request["argv"], request["environment"], fds)
-        return self._finish(pid, fds)
+        view, wish = request.get("view"), request.get("confine") or {}
+        with program.lent(request.get("tree", "/"), request.get("lent", ())):
+            with confine.entered(wish, fds[3:]):
+                pid = program.start(
+                    request["argv"],
+                    request["environment"],
+                    fds[:3],
+                    cwd=request.get("cwd", "/"),
+                    view=None if view is None else program.View(**view),
+                    no_new_privileges=request.get("no_new_privileges", False),
+                )
+            return self._finish(pid, fds, wish, limit_seconds=request.get("limit_seconds"))
 
     def execute(self, request: Request, fds: list[int]) -> Reply:
         """Runs a container by the builtin executor, to its end."""
-        pid = container.start(request["config"], request["rootfs"], fds)
-        return self._finish(pid, fds)
+        wish = request.get("confine") or {}
+        with confine.entered(wish, fds[3:]):
+            pid = container.start(request["config"], request["rootfs"], fds[:3])
+        return self._finish(pid, fds, wish)
 
-    def _finish(self, pid: int, fds: list[int]) -> Reply:
+    def direct(self, request: Request, fds: list[int]) -> Reply:
+        """Runs a container's process in the tree `rootfs`, or with `null` where the agent is."""
+        wish, root = request.get("confine") or {}, request["rootfs"]
+        with contextlib.ExitStack() as stack:
+            if root is not None:
+                stack.enter_context(direct.furnished(root, request["files"]))
+            with confine.entered(wish, fds[3:]):
+                pid = direct.start(request["config"], fds[:3], root=root)
+            return self._finish(pid, fds, wish)
+
+    def _finish(
+        self,
+        pid: int,
+        fds: list[int],
+        wish: confine.Wish,
+        *,
+        limit_seconds: float | None = None,
+    ) -> Reply:
         while fds:  # the parent waits for the end of its pipes
             os.close(fds.pop())
-        return {"exit": running.wait_for(pid, self._parent)}
+        watch = confine.Watch(wish)
+        code = running.wait_for(
+            pid,
+            self._parent,
+            contained=self._contained,
+            limit_seconds=limit_seconds,
+            watch=watch,
+        )
+        return {"exit": code, "limit": watch.reached}
 
     def diff(self, request: Request, fds: list[int]) -> Reply:
         """Writes the tar of a build's changes into `fds[0]`."""
@@ -232,9 +320,31 @@ class Agent:
                 for key in changes.Marks._fields
             )
         )
+        scanner = self._scanner(request["build"], marks, self._owners(request))
         with os.fdopen(os.dup(fds[0]), "wb", buffering=1 << 18) as out:
-            done = changes.write_changes(request["build"], out, policy, marks)
+            done = changes.write_changes(scanner, out, policy)
         return {"entries": done.entries, "size": done.size_bytes, "sockets": done.sockets}
+
+    def _scanner(self, build: str, marks: changes.Marks, owner_of: Owners) -> changes.Scanner:
+        container = self._containers.get(build)
+        if container is not None:
+            return changes.tree_scanner("/", container.before, Hashed(), marks, owner_of)
+        copy = self._copies.get(build)
+        if copy is None:
+            return changes.overlay_scanner(build, marks, owner_of)
+        contents = copying.LayerContents(copy.lowers)
+        return changes.tree_scanner(f"{build}/rootfs", copy.before, contents, marks, owner_of)
+
+    def _owners(self, request: Request) -> Owners:
+        """Who owns what in the layer of a build, where the disk does not know."""
+        container = self._containers.get(request["build"])
+        if container is not None:
+            return in_place.owners(container, tuple(request["owner"]))
+        if not owners.squashed():
+            return Owners()
+        uid, gid = request["owner"]
+        layers = [owners.layer_owners(*layer) for layer in request["layers"]]
+        return owners.Squashed((uid, gid), layers, self._placed.of(request["build"]))
 
     def remove(self, request: Request, _: list[int]) -> Reply:
         """Removes a tree, whoever owns what is in it. `parent` is a directory, `name` in it.
@@ -270,6 +380,8 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "unpack": Agent.unpack,
     "extract": Agent.extract,
     "prepare": Agent.prepare,
+    "occupy": Agent.occupy,
+    "overlay": Agent.overlay,
     "place": Agent.place,
     "put": Agent.put,
     "make": Agent.make,
@@ -281,8 +393,10 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "release": Agent.release,
     "read": Agent.read,
     "look": Agent.look,
+    "network": Agent.network,
     "run": Agent.run,
     "execute": Agent.execute,
+    "direct": Agent.direct,
     "diff": Agent.diff,
     "remove": Agent.remove,
     "drop": Agent.drop,
@@ -292,11 +406,9 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
 # A link in a circle leads to nothing, and a socket or a device without a driver cannot be opened.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
-_NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
-
 
 def main() -> None:
-    """Becomes root of a new user namespace, then process 1 of a new pid namespace, then serves."""
+    """Enters the namespaces that its parent asks for, and serves as their process 1."""
     parent_pid = os.getppid()
     parent = socket.socket(fileno=int(sys.argv[1]))
     for name in os.listdir("/proc/self/fd"):  # the build's lock is for us, not for our children
@@ -305,25 +417,24 @@ def main() -> None:
                 os.set_inheritable(int(name), False)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when it is over
-    try:
-        syscalls.unshare(_NAMESPACES)
-    except OSError as error:
-        send(parent, {"error": error.strerror, "errno": error.errno})
+    wanted, _ = receive(parent)
+    if wanted is None or not _enter(parent, wanted["ids"]):
         return
-    send(parent, {"unshared": True})
-    answer, _ = receive(parent)
-    if answer is None or not answer.get("mapped"):
+    ids = str(wanted["ids"])
+    if ids == "none":
+        # No signal at the parent's death: first what was started has to be ended, and there is
+        # no pid namespace to do that. The end of the conversation says that it died.
+        _serve(parent, ids)
         return
-    os.setresgid(0, 0, 0)
-    os.setgroups([])
-    os.setresuid(0, 0, 0)
     # After the change of ids, which clears it (prctl(2)).
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         return
     child = os.fork()
     if child == 0:
-        _first_process(parent)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        _serve(parent, ids)
         os._exit(0)
     parent.close()
     _, status = os.waitpid(child, 0)
@@ -331,20 +442,40 @@ def main() -> None:
     sys.exit(code if code >= 0 else 128 - code)
 
 
-def _first_process(parent: socket.socket) -> None:
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+def _enter(parent: socket.socket, ids: str) -> bool:
+    """Makes the namespaces; false when that cannot be, of which the parent knows."""
+    try:
+        namespaces.enter(ids)
+        send(parent, {"entered": True})
+        # AppArmor lets everybody have a user namespace, but nothing in it (Ubuntu 23.10 and later):
+        # then it is the change of ids that fails.
+        return ids != "full" or _take_ids(parent)
+    except OSError as error:
+        send(parent, {"error": str(error), "errno": error.errno})
+        return False
+
+
+def _take_ids(parent: socket.socket) -> bool:
+    """Becomes root once the parent has had the ids mapped; false when it could not."""
+    answer, _ = receive(parent)
+    if answer is None or not answer.get("mapped"):
+        return False
+    os.setresgid(0, 0, 0)
+    os.setgroups([])
+    os.setresuid(0, 0, 0)
+    return True
+
+
+def _serve(parent: socket.socket, ids: str) -> None:
     os.umask(0)
-    os.setsid()
     sys.setrecursionlimit(10_000)  # directories may lie a thousand levels deep
     try:
-        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        syscalls.mount("proc", "/proc", "proc", flags)
+        found = namespaces.settle(ids)
     except OSError as error:
         send(parent, {"error": str(error), "errno": error.errno})
         return
-    send(parent, {"ready": True})
-    Agent(parent).serve()
+    send(parent, {"ready": True, **found})
+    Agent(parent, ids).serve()
 
 
 if __name__ == "__main__":

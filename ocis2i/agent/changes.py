@@ -1,32 +1,28 @@
 """Reads a build's writable side as entries of a layer and writes their tar into a descriptor.
 
 With overlayfs the upper directory is the change set (Documentation/filesystems/overlayfs.rst,
-"whiteouts and opaque directories"). What was copied up but is as it was is left out again.
+"whiteouts and opaque directories"). A tree without it is compared with its snapshot. Either way
+the same changes are the same bytes: what was touched but is as it was is left out again.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from ocis2i import tar
+from ocis2i.agent.below import Before, Below, Contents, Lower
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.tree import (
-    DIRECTORY,
-    ESCAPED_XATTR,
-    OPAQUE_XATTR,
-    OVERLAY_XATTR,
-    read_xattrs,
-)
+from ocis2i.agent.owners import Owner, Owners
+from ocis2i.agent.snapshot import Snapshot, Xattrs
+from ocis2i.agent.tree import DIRECTORY, image_xattrs
 from ocis2i.layers import Entry, Member, ReservedNameError, TarPolicy, Whiteout, encode_entry
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CHUNK = 1 << 20
 _DEEPEST = 1000
-_KEPT = (b"user.", b"system.posix_acl_", b"security.capability")
 
 
 class Change(NamedTuple):
@@ -56,12 +52,11 @@ class Marks(NamedTuple):
     left_out: frozenset[bytes] = frozenset()
 
 
-def write_changes(build: str, out: BinaryIO, policy: TarPolicy, marks: Marks) -> Written:
-    """Writes the tar of `build`'s changes.
+def write_changes(scanner: Scanner, out: BinaryIO, policy: TarPolicy) -> Written:
+    """Writes the tar of the changes that `scanner` finds.
 
     Raises `AgentError` of kind `output`.
     """
-    scanner = Scanner(build, marks)
     entries = size = 0
     try:
         for change in scanner.scan():
@@ -79,6 +74,13 @@ def write_changes(build: str, out: BinaryIO, policy: TarPolicy, marks: Marks) ->
         ) from error
     except BrokenPipeError:
         raise
+    except PermissionError as error:  # by a user who is not root: in place
+        raise AgentError(
+            "isolation",
+            explain(error, "the changed files cannot be read").message,
+            "let their owner read them at the end of assemble (`chmod -R u+rX`), or choose a "
+            "stronger --isolation",
+        ) from error
     except OSError as error:
         raise explain(error, "the changed files cannot be read") from error
     return Written(entries, size, scanner.sockets)
@@ -104,48 +106,86 @@ def _write_content(change: Change, out: BinaryIO) -> int:
 
 
 class _Directory(NamedTuple):
-    """A directory of the walk: open in the upper and, where it merges, in the base."""
+    """A directory of the walk: open, and what it merges with; `None`: with nothing."""
 
     path: bytes
     fd: int
-    base: int  # -1: nothing below is in the base
+    below: Below | None
+
+
+class _Link(NamedTuple):
+    """The first name met of a file that has several."""
+
+    path: bytes
+    owner: Owner
 
 
 class Scanner:
-    """Walks the upper directory, names in byte order, and compares with the base."""
+    """Walks a changed tree, names in byte order, and compares with what was there before.
 
-    def __init__(self, build: str, marks: Marks) -> None:
-        self._build = build
+    `tree` is the open tree and `below` what it was, both closed after the scan. `mounted` trees
+    show extended attributes as a container sees them, an upper directory does not. Of the paths
+    `skipped` nothing is said.
+    """
+
+    def __init__(
+        self,
+        tree: int,
+        below: Below,
+        marks: Marks,
+        owners: Owners,
+        *,
+        mounted: bool,
+        skipped: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self._tree = tree
+        self._below = below
         self._marks = marks
-        self._links: dict[tuple[int, int], bytes] = {}
+        self._owners = owners
+        self._mounted = mounted
+        self._skipped = skipped
+        self._links: dict[tuple[int, int], _Link] = {}
         self._waiting: list[Entry] = []
         self.sockets = 0
 
     def scan(self) -> Iterator[Change]:
         """The changes, directories before what is in them, every ancestor of a change included."""
-        upper = os.open(f"{self._build}/upper", DIRECTORY)
-        base = os.open(f"{self._build}/base", DIRECTORY)
-        root = _Directory(b"", upper, base)
-        # The root is there in every image; it is an entry only when it was changed itself.
-        if b"" not in self._marks.unlisted and not self._same_as_base(root.fd, root.base):
-            yield Change(self._directory_entry(root))
-        yield from self._walk(root)
-        os.close(upper)
-        os.close(base)
+        root = _Directory(b"", self._tree, self._below)
+        try:
+            # The root is there in every image; it is an entry only when it was changed itself.
+            if b"" not in self._marks.unlisted and not self._below.same_directory(root.fd):
+                yield Change(self._directory_entry(root, new=False))
+            yield from self._walk(root)
+        finally:
+            os.close(self._tree)
+            self._below.close()
 
     def _walk(self, directory: _Directory) -> Iterator[Change]:
         if directory.path.count(b"/") >= _DEEPEST:
             raise AgentError("output", f"directories lie deeper than {_DEEPEST} levels below `/`")
-        for name in sorted(os.fsencode(name) for name in os.listdir(directory.fd)):
+        names = set(map(os.fsencode, os.listdir(directory.fd)))
+        if directory.below is not None:
+            names.update(directory.below.names())
+        for name in sorted(names):
             path = directory.path + b"/" + name if directory.path else name
+            if path not in self._skipped:
+                yield from self._visit(directory, name, path)
+
+    def _visit(self, directory: _Directory, name: bytes, path: bytes) -> Iterator[Change]:
+        try:
             facts = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            change = self._gone(directory, name, path)
+        else:
             if stat.S_ISDIR(facts.st_mode):
-                yield from self._visit_directory(directory, name, path)
-                continue
+                yield from self._visit_directory(directory, name, path, facts)
+                return
+            if directory.below is not None and directory.below.untouched(name, facts):
+                return
             change = self._change_of(directory, name, path, facts)
-            if change:
-                yield from self._flush()
-                yield change
+        if change:
+            yield from self._flush()
+            yield change
 
     def _flush(self) -> Iterator[Change]:
         for entry in self._waiting:
@@ -154,28 +194,36 @@ class Scanner:
 
     # --- directories ---
 
-    def _visit_directory(self, parent: _Directory, name: bytes, path: bytes) -> Iterator[Change]:
-        fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
-        base = _open_directory(parent.base, name)
-        opaque = _is_opaque(fd)
-        here = _Directory(path, fd, -1 if opaque else base)
+    def _visit_directory(
+        self, parent: _Directory, name: bytes, path: bytes, facts: os.stat_result
+    ) -> Iterator[Change]:
         try:
+            fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
+        except PermissionError:
+            # Who may not look into it did not change it either.
+            if parent.below is not None and parent.below.untouched(name, facts):
+                return
+            raise
+        below = parent.below.enter(name) if parent.below else None
+        try:
+            opaque = below is not None and below.replaced(fd)
+            here = _Directory(path, fd, None if opaque else below)
             kept = len(self._waiting)
             if path not in self._marks.unlisted:
-                yield from self._list_directory(here, base)
+                new = opaque or below is None
+                yield from self._list_directory(here, new=new, opaque=opaque)
             yield from self._walk(here)
             # Nothing in it had changed: the entry that waited is not needed.
             del self._waiting[kept:]
         finally:
             os.close(fd)
-            if base >= 0:
-                os.close(base)
+            if below is not None:
+                below.close()
 
-    def _list_directory(self, here: _Directory, base: int) -> Iterator[Change]:
+    def _list_directory(self, here: _Directory, *, new: bool, opaque: bool) -> Iterator[Change]:
         """The directory's own entry, at once or waiting for a change in it."""
-        entry = self._directory_entry(here)
-        opaque = here.base != base
-        as_it_was = base >= 0 and not opaque and self._same_as_base(here.fd, base)
+        entry = self._directory_entry(here, new=new)
+        as_it_was = here.below is not None and here.below.same_directory(here.fd)
         if as_it_was or here.path in self._marks.left_out:
             self._waiting.append(entry)
             return
@@ -184,26 +232,11 @@ class Scanner:
         if opaque:
             yield Change(Whiteout(here.path, opaque=True))
 
-    def _directory_entry(self, directory: _Directory) -> Member:
+    def _directory_entry(self, directory: _Directory, *, new: bool) -> Member:
         facts = os.fstat(directory.fd)
-        return Member(
-            directory.path,
-            tar.DIRECTORY,
-            stat.S_IMODE(facts.st_mode),
-            facts.st_uid,
-            facts.st_gid,
-            facts.st_mtime_ns,
-            xattrs=image_xattrs(directory.fd),
-        )
-
-    def _same_as_base(self, fd: int, base: int) -> bool:
-        """Directories: the time alone is no change, making an entry in it sets that."""
-        one, other = os.fstat(fd), os.fstat(base)
-        return (one.st_mode, one.st_uid, one.st_gid) == (
-            other.st_mode,
-            other.st_uid,
-            other.st_gid,
-        ) and image_xattrs(fd) == image_xattrs(base, mounted=True)
+        owner = self._owners.real(directory.path, facts.st_uid, facts.st_gid, new=new)
+        xattrs = image_xattrs(directory.fd, mounted=self._mounted)
+        return _member(directory.path, tar.DIRECTORY, facts, owner, xattrs=xattrs)
 
     # --- everything else ---
 
@@ -211,28 +244,20 @@ class Scanner:
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Change | None:
         kind = stat.S_IFMT(facts.st_mode)
-        if kind == stat.S_IFCHR:
-            return self._whiteout(directory, name, path, facts)
         if kind == stat.S_IFSOCK:
             self.sockets += 1
-            return None
+        if kind == stat.S_IFREG:
+            return self._regular(directory, name, path, facts)
         if kind == stat.S_IFLNK:
             return self._symlink(directory, name, path, facts)
         if kind == stat.S_IFIFO:
-            first = self._first_link(path, facts)
-            return Change(_member(path, tar.HARD_LINK if first else tar.FIFO, facts, target=first))
-        if kind == stat.S_IFREG:
-            return self._regular(directory, name, path, facts)
-        return None  # block devices cannot be made in a user namespace
+            return self._named(directory, name, path, facts, tar.FIFO)
+        # Overlayfs' whiteouts, which anybody may make in a plain tree too (mknod of 0:0), sockets
+        # and devices: none can be in a layer, and what was there before is gone.
+        return self._gone(directory, name, path)
 
-    def _whiteout(
-        self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
-    ) -> Change | None:
-        if facts.st_rdev != 0 or path in self._marks.ours or directory.base < 0:
-            return None
-        try:
-            os.stat(name, dir_fd=directory.base, follow_symlinks=False)
-        except FileNotFoundError:
+    def _gone(self, directory: _Directory, name: bytes, path: bytes) -> Change | None:
+        if path in self._marks.ours or directory.below is None or not directory.below.has(name):
             return None
         return Change(Whiteout(path))
 
@@ -240,149 +265,77 @@ class Scanner:
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Change | None:
         target = os.readlink(name, dir_fd=directory.fd)
-        first = self._first_link(path, facts)
-        if first:
-            return Change(_member(path, tar.HARD_LINK, facts, target=first))
-        below = _stat_base(directory.base, name)
-        if (
-            below
-            and facts.st_nlink == 1
-            and _facts(below) == _facts(facts)
-            and os.readlink(name, dir_fd=directory.base) == target
-        ):
+        if directory.below is not None and directory.below.same_link(name, facts, target):
             return None
-        return Change(_member(path, tar.SYMLINK, facts, target=target))
+        return self._named(directory, name, path, facts, tar.SYMLINK, target=target)
 
     def _regular(
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Change | None:
         if path in self._marks.left_out and not facts.st_size:
             return None
-        first = self._first_link(path, facts)
-        if first:
-            return Change(_member(path, tar.HARD_LINK, facts, target=first))
+        if (facts.st_dev, facts.st_ino) in self._links:
+            return self._named(directory, name, path, facts, tar.REGULAR)
         fd = os.open(name, _FILE, dir_fd=directory.fd)
-        xattrs = image_xattrs(fd)
-        if facts.st_nlink == 1 and self._as_it_was(directory.base, name, fd, facts, xattrs):
+        xattrs = image_xattrs(fd, mounted=self._mounted)
+        below = directory.below
+        if below is not None and below.same_file(name, facts, fd, xattrs):
             os.close(fd)
             return None
-        member = _member(path, tar.REGULAR, facts, xattrs=xattrs)._replace(size=facts.st_size)
-        return Change(member, fd)
+        return self._named(directory, name, path, facts, tar.REGULAR, xattrs=xattrs, fd=fd)
 
-    def _first_link(self, path: bytes, facts: os.stat_result) -> bytes:
-        """The first path seen of the same file, empty when this is the first."""
-        if facts.st_nlink == 1:
-            return b""
-        key = (facts.st_dev, facts.st_ino)
-        if key in self._links:
-            return self._links[key]
-        self._links[key] = path
-        return b""
-
-    def _as_it_was(
+    def _named(
         self,
-        base: int,
+        directory: _Directory,
         name: bytes,
-        fd: int,
+        path: bytes,
         facts: os.stat_result,
-        xattrs: tuple[tuple[bytes, bytes], ...],
-    ) -> bool:
-        below = _stat_base(base, name)
-        if not below or _facts(below) != _facts(facts):
-            return False
-        other = os.open(name, _FILE, dir_fd=base)
-        try:
-            if image_xattrs(other, mounted=True) != xattrs:
-                return False
-            same = _same_content(fd, other)
-        finally:
-            os.close(other)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return same
+        kind: bytes,
+        *,
+        target: bytes = b"",
+        xattrs: Xattrs = (),
+        fd: int = -1,
+    ) -> Change:
+        """One name of a file: the file itself or, when it has been met before, a link to it."""
+        key = (facts.st_dev, facts.st_ino)
+        if facts.st_nlink > 1 and key in self._links:
+            first = self._links[key]
+            return Change(_member(path, tar.HARD_LINK, facts, first.owner, target=first.path))
+        new = directory.below is None or not directory.below.kept(name, facts, fd)
+        owner = self._owners.real(path, facts.st_uid, facts.st_gid, new=new)
+        if facts.st_nlink > 1:
+            self._links[key] = _Link(path, owner)
+        return Change(_member(path, kind, facts, owner, target=target, xattrs=xattrs), fd)
 
 
-def image_xattrs(fd: int, *, mounted: bool = False) -> tuple[tuple[bytes, bytes], ...]:
-    """The extended attributes that belong into an image, sorted.
+def overlay_scanner(build: str, marks: Marks, owners: Owners) -> Scanner:
+    """Reads the upper directory of `build`, whose base is mounted."""
+    upper = os.open(f"{build}/upper", DIRECTORY)
+    base = Lower(os.open(f"{build}/base", DIRECTORY))
+    return Scanner(upper, base, marks, owners, mounted=False)
 
-    Overlayfs' own marks are left out; those it escaped for the container get their name back.
-    `mounted` is seen through overlayfs, which did both already.
-    """
-    found = []
-    for name, value in read_xattrs(fd):
-        if name.startswith(ESCAPED_XATTR) and not mounted:
-            found.append((OVERLAY_XATTR + name[len(ESCAPED_XATTR) :], value))
-        elif name.startswith(_KEPT) and (mounted or not name.startswith(OVERLAY_XATTR)):
-            found.append((name, value))
-    return tuple(sorted(found))
+
+def tree_scanner(
+    root: str, before: Snapshot, contents: Contents, marks: Marks, owners: Owners
+) -> Scanner:
+    """Compares the tree at `root` with its snapshot; `contents` are those from before."""
+    below = Before(before, contents, b"", before.root)
+    tree = os.open(root, DIRECTORY)
+    return Scanner(tree, below, marks, owners, mounted=True, skipped=before.skipped)
 
 
 def _member(
     path: bytes,
     kind: bytes,
     facts: os.stat_result,
+    owner: Owner,
     *,
     target: bytes = b"",
-    xattrs: tuple[tuple[bytes, bytes], ...] = (),
+    xattrs: Xattrs = (),
 ) -> Member:
-    return Member(
-        path,
-        kind,
-        stat.S_IMODE(facts.st_mode),
-        facts.st_uid,
-        facts.st_gid,
-        facts.st_mtime_ns,
-        target=target,
-        xattrs=xattrs,
-    )
-
-
-def _facts(facts: os.stat_result) -> tuple[int, ...]:
-    # The number of links too: a name that was copied up is no longer one of the base's links.
-    return (
-        facts.st_mode,
-        facts.st_nlink,
-        facts.st_uid,
-        facts.st_gid,
-        facts.st_size,
-        facts.st_mtime_ns,
-    )
-
-
-def _stat_base(base: int, name: bytes) -> os.stat_result | None:
-    if base < 0:
-        return None
-    try:
-        return os.stat(name, dir_fd=base, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-
-
-def _open_directory(base: int, name: bytes) -> int:
-    """The same directory in the base, -1 when it is none there."""
-    if base < 0:
-        return -1
-    try:
-        return os.open(name, DIRECTORY, dir_fd=base)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return -1
-        raise
-
-
-def _same_content(one: int, other: int) -> bool:
-    while True:
-        left, right = os.read(one, _CHUNK), os.read(other, _CHUNK)
-        if left != right:
-            return False
-        if not left:
-            return True
-
-
-def _is_opaque(fd: int) -> bool:
-    try:
-        return os.getxattr(fd, OPAQUE_XATTR) == b"y"
-    except OSError:
-        return False
+    mode = stat.S_IMODE(facts.st_mode)
+    size = facts.st_size if kind == tar.REGULAR else 0
+    return Member(path, kind, mode, *owner, facts.st_mtime_ns, size, target, xattrs)
 
 
 def raise_file_limit() -> None:

@@ -6,6 +6,7 @@ It takes the same OCI runtime config that runc gets (runtime-spec `config.json`,
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fcntl
@@ -16,11 +17,14 @@ import signal
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError
 from ocis2i.agent.mounts import opened
+from ocis2i.agent.namespaces import be_alone_as
+from ocis2i.agent.owners import ROOT, give, squashed
 from ocis2i.agent.tree import join, resolve
 
 _NAMESPACES = {
@@ -47,7 +51,7 @@ _FLAGS = {
 }
 _PROPAGATION = ("rprivate", "private")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_LINKS = {
+LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
@@ -64,10 +68,15 @@ def start(config: Config, rootfs: str, stdio: list[int]) -> int:
     Raises `AgentError` of kind `isolation` when the container cannot be set up, of kind
     `not-found` or `not-executable` when its program cannot be started.
     """
+    return started(lambda errors: _outer(config, rootfs, stdio, errors))
+
+
+def started(child: Callable[[int], NoReturn]) -> int:
+    """Forks, and calls `child` with a pipe for what goes wrong until an exec closes it; its pid."""
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _outer(config, rootfs, stdio, send)
+        child(send)
     os.close(send)
     with os.fdopen(receive, "rb") as pipe:
         complaint = pipe.read()
@@ -85,10 +94,7 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         os.setsid()
         for number, fd in enumerate(stdio):
             os.dup2(fd, number, inheritable=True)
-        kinds = [namespace["type"] for namespace in config["linux"]["namespaces"]]
-        syscalls.unshare(sum(_NAMESPACES[kind] for kind in kinds))
-        if "network" in kinds:
-            _raise_loopback()
+        _leave(config["linux"]["namespaces"])
         init = os.fork()
         if init == 0:
             _init(config, rootfs, errors)
@@ -108,7 +114,7 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
         _enter(config, rootfs)
         payload = os.fork()
         if payload == 0:
-            _payload(config["process"], errors)
+            turn_into(config, errors)
         os.close(errors)
         _close_stdio()
         while True:
@@ -119,7 +125,20 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
         _complain(errors, "isolation", f"the container cannot be set up: {error}")
 
 
-def _raise_loopback() -> None:
+def _leave(namespaces: list[dict[str, str]]) -> None:
+    """Into new namespaces, and into those that are there already, by their path."""
+    new = [one["type"] for one in namespaces if not one.get("path")]
+    for one in namespaces:
+        if one.get("path"):
+            fd = os.open(one["path"], os.O_RDONLY | os.O_CLOEXEC)
+            syscalls.setns(fd, _NAMESPACES[one["type"]])
+            os.close(fd)
+    syscalls.unshare(sum(_NAMESPACES[kind] for kind in new))
+    if "network" in new:
+        raise_loopback()
+
+
+def raise_loopback() -> None:
     """In a new network namespace even 127.0.0.1 is down (network_namespaces(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         name, flags = _IFREQ.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
@@ -152,7 +171,7 @@ def _enter(config: Config, rootfs: str) -> None:
     syscalls.mount(rootfs, rootfs, "", syscalls.MS_BIND | syscalls.MS_REC)
     with opened(rootfs) as root:
         for mount in config["mounts"]:
-            _mount(root, rootfs, mount)
+            mount_into(root, rootfs, mount)
         _fill_dev(root, rootfs)
     os.chdir(rootfs)
     # pivot_root(2), "pivot_root(".", ".")": the old root lies over the new one and is detached.
@@ -167,13 +186,14 @@ def _enter(config: Config, rootfs: str) -> None:
         _mask(path)
 
 
-def _mount(root: int, rootfs: str, mount: Config) -> None:
+def mount_into(root: int, rootfs: str, mount: Config) -> None:
+    """Mounts one entry of an OCI runtime config inside the tree `rootfs` (open as `root`)."""
     found, missing = resolve(root, os.fsencode(mount["destination"]))
     if missing and not _is_below_dev(mount["destination"]):
         raise OSError(errno.ENOENT, "no such mount target", mount["destination"])
     target = f"{rootfs}/{os.fsdecode(join(found, missing))}"
     if missing:
-        os.makedirs(target, exist_ok=True)
+        _make_place(target, directory=not os.path.isfile(mount["source"]))
     flags = 0
     options = []
     for option in mount["options"]:
@@ -194,6 +214,13 @@ def _mount(root: int, rootfs: str, mount: Config) -> None:
             _make_read_only(target)
 
 
+def _make_place(target: str, *, directory: bool) -> None:
+    if directory:
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
 def _is_below_dev(path: str) -> bool:
     return path.startswith("/dev/")
 
@@ -205,7 +232,7 @@ def _fill_dev(root: int, rootfs: str) -> None:
         # A user namespace cannot make device nodes; the host's own are bound.
         os.close(os.open(f"{dev}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         syscalls.mount(f"/dev/{name}", f"{dev}/{name}", "", syscalls.MS_BIND)
-    for name, target in _LINKS.items():
+    for name, target in LINKS.items():
         os.symlink(target, f"{dev}/{name}")
 
 
@@ -230,7 +257,7 @@ def _mask(path: str) -> None:
 
 # Python ignores the first two, the agent the others; an exec keeps that, and a shell cannot even
 # trap what was ignored when it started (POSIX `trap`).
-_NOT_INHERITED = (
+NOT_INHERITED = (
     signal.SIGPIPE,
     signal.SIGXFSZ,
     signal.SIGINT,
@@ -239,7 +266,13 @@ _NOT_INHERITED = (
 )
 
 
-def _payload(process: Config, errors: int) -> NoReturn:
+def turn_into(
+    config: Config, errors: int, become: Callable[[Config], None] | None = None
+) -> NoReturn:
+    """Turns this process into the config's; `become` is another way to its user than usual."""
+    process = config["process"]
+    # With one user id there is nothing that setuid could give.
+    no_new_privileges = process["noNewPrivileges"] or squashed()
     argv, environment = process["args"], dict(v.split("=", 1) for v in process["env"])
     try:
         os.setsid()
@@ -247,13 +280,19 @@ def _payload(process: Config, errors: int) -> NoReturn:
             number = getattr(resource, limit["type"])
             resource.setrlimit(number, (limit["soft"], limit["hard"]))
         _give_pipes(process["user"])
-        _become(process["user"], process["capabilities"]["bounding"])
-        if process["noNewPrivileges"]:
-            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        for number in _NOT_INHERITED:
+        if not no_new_privileges:
+            set_filter(config)  # which now takes a capability that the payload has not
+        if become is None:
+            _become(process["user"], process["capabilities"]["bounding"])
+        else:
+            become(process)
+        for number in NOT_INHERITED:
             signal.signal(number, signal.SIG_DFL)
         os.umask(0o022)
         os.chdir(process["cwd"])
+        if no_new_privileges:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+            set_filter(config)
     except OSError as error:
         _complain(errors, "isolation", f"the payload cannot be prepared: {error}")
     try:
@@ -265,6 +304,13 @@ def _payload(process: Config, errors: int) -> NoReturn:
         _complain(errors, "isolation", f"`{argv[0]}` cannot be started: {error}")
 
 
+def set_filter(config: Config) -> None:
+    """From here on the config's seccomp filter judges every system call of this process."""
+    program = config["linux"].get("filter")
+    if program:
+        syscalls.set_filter(base64.b64decode(program))
+
+
 def _give_pipes(user: Config) -> None:
     """Scripts write to /dev/stderr by name: its pipe must be the user's own, as runc has it."""
     for number in range(3):
@@ -272,10 +318,14 @@ def _give_pipes(user: Config) -> None:
         if os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
             # One that another user of the host made (`su`, a service manager) is not ours to give.
             with contextlib.suppress(PermissionError):
-                os.fchown(number, user["uid"], user["gid"])
+                give(number, user["uid"], user["gid"])
 
 
 def _become(user: Config, names: list[str]) -> None:
+    if squashed() and (user["uid"], user["gid"]) != ROOT:
+        # The agent has no number but 0 to give: this user is it, one namespace further in. Before
+        # the capabilities are dropped, since a new namespace comes with all of them.
+        be_alone_as(user["uid"], user["gid"])
     mask = sum(1 << syscalls.CAPABILITIES.index(name) for name in names)
     for number in range(len(syscalls.CAPABILITIES)):
         if not mask & 1 << number:
@@ -284,7 +334,8 @@ def _become(user: Config, names: list[str]) -> None:
             except OSError as error:
                 if error.errno != errno.EINVAL:  # a capability that this kernel does not know
                     raise
-    os.setgroups(user["additionalGids"])
+    if not squashed():  # there setgroups(2) is forbidden for good, and the caller's groups stay
+        os.setgroups(user["additionalGids"])
     os.setresgid(user["gid"], user["gid"], user["gid"])
     os.setresuid(user["uid"], user["uid"], user["uid"])
     if user["uid"] == 0:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError
 from ocis2i.agent.mounts import opened
+from ocis2i.agent.owners import give
 from ocis2i.agent.tree import DIRECTORY, Attributes, clear_name, join, open_regular, resolve
 from ocis2i.agent.tree import write_file as copy_file
 
@@ -250,7 +251,7 @@ def _copy(directory: int, name: bytes, source: str, owner: Owner, mode: int) -> 
 def _make_directory(directory: int, name: bytes, owner: Owner, mode: int) -> int:
     os.mkdir(name, mode, dir_fd=directory)
     fd = os.open(name, DIRECTORY, dir_fd=directory)
-    os.fchown(fd, *owner)
+    give(fd, *owner)
     return fd
 
 
@@ -376,7 +377,7 @@ class _Placer:
         self.places.append(path)
         if node.inside is None:
             made = os.open(name, _NEW, 0o644, dir_fd=fd)
-            os.fchown(made, *self._owner)
+            give(made, *self._owner)
         else:
             made = _make_directory(fd, name, self._owner, 0o755)
         try:

@@ -18,7 +18,7 @@ SIZE_LIMIT = 64 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def keep(directory: str, files: Mapping[str, str]) -> None:
+def keep(directory: str, files: Mapping[str, str], *, mode: int = 0o644) -> None:
     """Writes `files` (name to content, a character for a byte) into a tmpfs on `directory`.
 
     The directory is made when it is missing; what is there by another `keep` stays. Containers
@@ -30,8 +30,10 @@ def keep(directory: str, files: Mapping[str, str]) -> None:
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         options = f"mode=0755,size={SIZE_LIMIT}"
         syscalls.mount("ocis2i-memory", directory, "tmpfs", flags, options)
+    for name in files:
+        os.makedirs(os.path.dirname(f"{directory}/{name}"), mode=0o755, exist_ok=True)
     with opened(directory) as parent:
         for name, content in files.items():
-            fd = os.open(name, _NEW, 0o644, dir_fd=parent)
+            fd = os.open(name, _NEW, mode, dir_fd=parent)
             with os.fdopen(fd, "wb") as file:
                 file.write(content.encode("latin-1"))

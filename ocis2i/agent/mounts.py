@@ -13,12 +13,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError, explain
+from ocis2i.agent.owners import give, give_entry
 from ocis2i.agent.tree import (
     DIRECTORY,
     OPAQUE_XATTR,
@@ -26,8 +27,10 @@ from ocis2i.agent.tree import (
     clear_name,
     copy_attributes,
     join,
+    merge_tree,
     open_regular,
     remove_merged,
+    remove_tree,
     resolve,
     write_file,
 )
@@ -36,10 +39,15 @@ _OPTIONS = "userxattr,index=off"
 
 
 class LowerLayer(NamedTuple):
-    """An unpacked layer: its directory, and the directories in it that no entry described."""
+    """An unpacked layer: its directory, and the directories in it that no entry described.
+
+    `whiteouts` and `opaque` are paths where the disk could not hold the mark for overlayfs.
+    """
 
     path: str
     implied: tuple[str, ...]
+    whiteouts: tuple[str, ...] = ()
+    opaque: tuple[str, ...] = ()
 
 
 class Target(NamedTuple):
@@ -85,10 +93,7 @@ def prepare(build: str, lowers: list[LowerLayer], targets: list[Target]) -> list
     Returns the mount targets that the image does not have and that exist only in the shim, as
     paths relative to the root. Raises `AgentError` of kind `isolation` when overlayfs is refused.
     """
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(build, 0o700)
-    for name in ("layers", "shim", "base", "upper", "work", "rootfs"):
-        os.mkdir(f"{build}/{name}", 0o755)
+    make_build(build, ("layers", "shim", "base", "upper", "work", "rootfs"))
     for number, layer in enumerate(reversed(lowers)):
         os.symlink(layer.path, f"{build}/layers/{number}")
     if not lowers:
@@ -102,12 +107,25 @@ def prepare(build: str, lowers: list[LowerLayer], targets: list[Target]) -> list
         if changed:
             _mount_base(build)
         with opened(f"{build}/base") as base:
-            made = [path for target in targets for path in _make_target(shim, base, target)]
+            made = make_targets(Side(shim, base, base), targets)
         if made:
             _mount_base(build)
     with opened(f"{build}/base") as base, opened(f"{build}/upper") as upper:
         copy_attributes(base, upper, mounted=True)
-    return sorted(set(made))
+    return made
+
+
+def make_build(build: str, names: tuple[str, ...]) -> None:
+    """Makes a build's directory, when it is missing, and new directories in it."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(build, 0o700)
+    for name in names:
+        os.mkdir(f"{build}/{name}", 0o755)
+
+
+def make_targets(side: Side, targets: Sequence[Target]) -> list[str]:
+    """Makes the mount targets that the image lacks; all paths made, sorted."""
+    return sorted({path for target in targets for path in _make_target(side, target)})
 
 
 @contextmanager
@@ -120,11 +138,37 @@ def opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def is_whole(build: str) -> bool:
+    """Whether `rootfs` has all that the container sees: a copy always, an overlay once mounted."""
+    return not os.path.lexists(f"{build}/upper") or os.path.ismount(f"{build}/rootfs")
+
+
+def _tree(build: str) -> str:
+    """The container's tree: a link leads to that of a container which was there before."""
+    rootfs = f"{build}/rootfs"
+    return os.readlink(rootfs) if os.path.islink(rootfs) else rootfs
+
+
+@contextmanager
+def shown(build: str) -> Iterator[int]:
+    """What the container sees now, to look at."""
+    with opened(_tree(build) if is_whole(build) else f"{build}/base") as fd:
+        yield fd
+
+
+@contextmanager
+def changed(build: str) -> Iterator[int]:
+    """The tree in which files that were changed have one inode number for all their names."""
+    copied = not os.path.lexists(f"{build}/upper")
+    with opened(_tree(build) if copied else f"{build}/upper") as fd:
+        yield fd
+
+
 @contextmanager
 def writable(build: str) -> Iterator[Side]:
-    """Where things are put now: the rootfs once it is mounted, before that the upper directory."""
-    if os.path.ismount(f"{build}/rootfs"):
-        with opened(f"{build}/rootfs") as root:
+    """Where things are put now: the rootfs once it is whole, before that the upper directory."""
+    if is_whole(build):
+        with opened(_tree(build)) as root:
             yield Side(root, root, -1)
     else:
         with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
@@ -132,12 +176,15 @@ def writable(build: str) -> Iterator[Side]:
 
 
 def place(session: str, build: str, uploads: list[Upload]) -> Placed:
-    """Moves trees of the session's directory into the writable side; before `mount`."""
+    """Moves trees of the session's directory into the writable side; before `mount`.
+
+    They merge with what is there, and win.
+    """
     paths: list[bytes] = []
     made: list[bytes] = []
-    with opened(f"{build}/upper") as upper, opened(f"{build}/base") as base:
+    with writable(build) as side:
         for upload in uploads:
-            path, above = _place_one(session, Side(upper, base, base), upload)
+            path, above = _place_one(session, side, upload)
             paths.append(path)
             made += above
     return Placed(tuple(paths), tuple(made))
@@ -235,6 +282,8 @@ def _is_directory(root: int, path: bytes) -> bool:
 
 def mount(build: str) -> None:
     """Mounts `rootfs`, writable."""
+    if is_whole(build):
+        return  # a copy, in which whoever runs something makes the mount points that it needs
     # `volatile` spares every fsync of the payload: a half-built upper directory is never reused.
     _mount_overlay(build, "rootfs", "upperdir=upper,workdir=work,volatile")
 
@@ -265,13 +314,18 @@ def release(path: str) -> None:
 def _mounted_below(path: str) -> list[bytes]:
     """Mount points at or below `path`, the deepest first; one for each mount on it."""
     top = os.fsencode(os.path.realpath(path))
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = [_unescaped(line.split(b" ")[4]) for line in file]
+    points = [unescaped(line.split(b" ")[4]) for line in mountinfo()]
     below = [one for one in points if one == top or one.startswith(top.rstrip(b"/") + b"/")]
     return sorted(below, key=lambda point: -point.count(b"/"))
 
 
-def _unescaped(field: bytes) -> bytes:
+def mountinfo() -> list[bytes]:
+    """What is mounted where this process is, a line each (proc_pid_mountinfo(5))."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return file.readlines()
+
+
+def unescaped(field: bytes) -> bytes:
     """A path in proc_pid_mountinfo(5): spaces and the like are octal numbers there."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)
 
@@ -280,6 +334,36 @@ def _mount_base(build: str) -> None:
     if os.path.ismount(f"{build}/base"):
         syscalls.umount2(f"{build}/base", syscalls.MNT_DETACH)
     _mount_overlay(build, "base")
+
+
+def overlay_refusal(directory: str) -> str | None:
+    """Why overlayfs cannot be used in a directory of ours; `None`: it was tried and works."""
+    here = f"{directory}/try-overlay"
+    try:
+        make_build(here, ("layers", "base", "upper", "work", "rootfs"))
+        for number in (0, 1):
+            os.makedirs(f"{here}/layers/{number}/directory/inner")
+        os.mkdir(f"{here}/shim")
+        mount(here)
+        try:
+            # Without `userxattr` it mounts, and this is EIO.
+            os.rmdir(f"{here}/rootfs/directory/inner")
+            os.rmdir(f"{here}/rootfs/directory")
+            os.mkdir(f"{here}/rootfs/directory")
+            shown_entries = os.listdir(f"{here}/rootfs/directory")
+        finally:
+            unmount(here)
+        marked = _is_opaque(f"{here}/upper/directory")
+    except AgentError as error:
+        return error.message
+    except OSError as error:
+        return f"overlayfs does not work in the store's file system: {error.strerror}"
+    finally:
+        with opened(directory) as above:
+            remove_tree(above, os.path.basename(here))
+    if shown_entries or not marked:
+        return "overlayfs does not keep its marks in the store's file system"
+    return None
 
 
 def _mount_overlay(build: str, target: str, more: str = "") -> None:
@@ -345,7 +429,7 @@ def _describing_layer(path: str, lowers: list[LowerLayer]) -> int | None:
         kind = _look(layer.path, path)
         if kind == "hidden":
             return None
-        if kind == "directory" and path not in layer.implied:
+        if kind in ("directory", "opaque") and path not in layer.implied:
             return None if number == _topmost(path, lowers) else number
         if kind == "opaque":
             return None
@@ -359,17 +443,18 @@ def _topmost(path: str, lowers: list[LowerLayer]) -> int:
 def _look(root: str, path: str) -> str:
     """What a layer has at `path`: absent, directory, opaque (a directory that hides) or hidden."""
     here = root
+    kind = "directory"
     for part in path.split("/") if path else []:
         here = f"{here}/{part}"
         try:
             facts = os.lstat(here)
         except (FileNotFoundError, NotADirectoryError):
-            return "absent"
+            return "hidden" if kind == "opaque" else "absent"
         if not stat.S_ISDIR(facts.st_mode):
             return "hidden"
         if _is_opaque(here):
-            return "opaque"
-    return "directory"
+            kind = "opaque"
+    return kind
 
 
 def _is_opaque(path: str) -> bool:
@@ -382,9 +467,9 @@ def _is_opaque(path: str) -> bool:
 # --- places for mounts and uploads ---
 
 
-def _make_target(shim: int, base: int, target: Target) -> list[str]:
-    """Makes a mount target in the shim where the image has none; the paths made."""
-    found, missing = resolve(base, os.fsencode(target.path))
+def _make_target(side: Side, target: Target) -> list[str]:
+    """Makes a mount target where the image has none; the paths made."""
+    found, missing = resolve(side.seen, os.fsencode(target.path))
     if not found and not missing:  # an image's link would have it over everything
         raise AgentError("usage", f"`{target.path}` is `/` in the image: nothing can go there")
     if not missing:
@@ -392,7 +477,7 @@ def _make_target(shim: int, base: int, target: Target) -> list[str]:
     path = join(found, missing)
     parent, _, name = path.rpartition(b"/")
     made = [b"/".join(path.split(b"/")[: n + 1]) for n in range(path.count(b"/") + 1)]
-    fd, _ = _make_directories(shim, base, path if target.directory else parent)
+    fd, _ = _make_directories(side.into, side.base, path if target.directory else parent)
     if not target.directory:
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=fd))
     os.close(fd)
@@ -410,16 +495,19 @@ def _make_directories(into: int, base: int, path: bytes) -> tuple[int, list[byte
     new: list[bytes] = []
     for part in path.split(b"/") if path else []:
         seen = seen + b"/" + part if seen else part
+        before = os.fstat(fd)
         try:
             os.mkdir(part, 0o755, dir_fd=fd)
             made = True
         except FileExistsError:
             made = False
         inner = os.open(part, DIRECTORY, dir_fd=fd)
+        if made and not _look_like(base, seen, inner):
+            new.append(seen)
+        elif made:  # nothing new is in the directory above, and its time says so
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
         os.close(fd)
         fd = inner
-        if made and not _look_like(base, seen, fd):
-            new.append(seen)
     return fd, new
 
 
@@ -456,7 +544,11 @@ def _place_one(session: str, side: Side, upload: Upload) -> tuple[bytes, list[by
         ) from error
     try:
         _give_made(directory, made, parent, upload.uid, upload.gid)
-        os.rename(source, name, dst_dir_fd=directory)
+        if side.base < 0:
+            with opened(session) as above:
+                merge_tree(above, os.fsencode(upload.name), directory, name)
+        else:  # overlayfs merges by itself
+            os.rename(source, name, dst_dir_fd=directory)
     except OSError as error:
         raise explain(error, f"files cannot be placed at `{upload.path}`") from error
     finally:
@@ -471,13 +563,13 @@ def _give_made(directory: int, made: list[bytes], path: bytes, uid: int, gid: in
         os.fchmod(directory, 0o1777)  # everybody's, as in the images that have it
     else:
         # A destination that the image lacks is the assemble user's: the script works in it.
-        os.fchown(directory, uid, gid)
+        give(directory, uid, gid)
 
 
 def give_away(path: str, uid: int, gid: int) -> None:
     """Changes the owner of a whole tree, links not followed; modes stay."""
     with opened(path) as root:
-        os.fchown(root, uid, gid)
+        give(root, uid, gid)
         pending = ["."]
         while pending:
             inside = pending.pop()
@@ -494,7 +586,7 @@ def _give_entries(directory: int, uid: int, gid: int) -> list[str]:
     with os.scandir(directory) as entries:
         for entry in entries:
             facts = entry.stat(follow_symlinks=False)
-            os.chown(entry.name, uid, gid, dir_fd=directory, follow_symlinks=False)
+            give_entry(directory, entry.name, uid, gid)
             if stat.S_ISDIR(facts.st_mode):
                 directories.append(entry.name)
             elif stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o6000:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.mounts import opened
+from ocis2i.agent.mounts import changed, opened, shown
+from ocis2i.agent.owners import give, give_entry
 from ocis2i.agent.tree import (
     DIRECTORY,
     Attributes,
@@ -56,12 +57,7 @@ def transfer(build: str, source: str, root: str, directory: str, owner: tuple[in
     kept, extended attributes (file capabilities too) are not. Raises `AgentError`: kind `image`
     for a source that is not there, `usage` for a destination that cannot take it.
     """
-    mounted = os.path.ismount(f"{build}/rootfs")
-    with (
-        opened(f"{build}/rootfs" if mounted else f"{build}/base") as origin,
-        opened(f"{build}/upper") as upper,
-        opened(root) as into,
-    ):
+    with shown(build) as origin, changed(build) as upper, opened(root) as into:
         copier = _Copier(upper, into, owner)
         try:
             copier.copy(origin, source, directory)
@@ -114,7 +110,7 @@ class _Copier:
             path = join(path, part)
             inner = self._make(fd, part)
             os.close(fd)
-            os.fchown(inner, self._uid, self._gid)
+            give(inner, self._uid, self._gid)
             fd = inner
             self.parents.append(path)
         return Here(fd, path)
@@ -139,7 +135,7 @@ class _Copier:
         else:
             self._clear(here, as_name)
             os.symlink(os.readlink(name, dir_fd=inside.fd), as_name, dir_fd=here.fd)
-            os.chown(as_name, self._uid, self._gid, dir_fd=here.fd, follow_symlinks=False)
+            give_entry(here.fd, as_name, self._uid, self._gid)
             ns = (facts.st_mtime_ns, facts.st_mtime_ns)
             os.utime(as_name, ns=ns, dir_fd=here.fd, follow_symlinks=False)
 
@@ -156,7 +152,7 @@ class _Copier:
                 self._entry(below, entry, Here(fd, path), entry)
             if made:
                 mtime_ns = os.fstat(source).st_mtime_ns
-                os.fchown(fd, self._uid, self._gid)
+                give(fd, self._uid, self._gid)
                 os.utime(fd, ns=(mtime_ns, mtime_ns))
         finally:
             os.close(source)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ocis2i import syscalls
+from ocis2i.agent.owners import give, give_entry
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -17,6 +21,7 @@ OVERLAY_XATTR = b"user.overlay."
 ESCAPED_XATTR = OVERLAY_XATTR + b"overlay."
 OPAQUE_XATTR = "user.overlay.opaque"
 ORIGIN_XATTR = "user.overlay.origin"
+_IMAGE_XATTRS = (b"user.", b"system.posix_acl_", b"security.capability")
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,20 +56,21 @@ def remove_tree(parent_fd: int, name: bytes | str) -> None:
 
 
 def _empty(parent_fd: int, name: bytes | str) -> None:
-    top = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    top = _open_to_empty(parent_fd, name)
     try:
         pending = [entry for entry in os.listdir(top) if _unlink(top, entry)]
         taken = frozenset(pending)
         serial = 0
         while pending:
             current = pending.pop()
-            inner = os.open(current, DIRECTORY, dir_fd=top)
+            inner = _open_to_empty(top, current)
             try:
                 for entry in os.listdir(inner):
                     if _unlink(inner, entry):
                         while (lifted := f".ocis2i-{serial}") in taken:
                             serial += 1
                         serial += 1
+                        _open_up(inner, entry)  # its `..` is written
                         os.rename(entry, lifted, src_dir_fd=inner, dst_dir_fd=top)
                         pending.append(lifted)
             finally:
@@ -72,6 +78,24 @@ def _empty(parent_fd: int, name: bytes | str) -> None:
             os.rmdir(current, dir_fd=top)
     finally:
         os.close(top)
+
+
+def _open_to_empty(parent_fd: int, name: bytes | str) -> int:
+    _open_up(parent_fd, name)
+    return os.open(name, DIRECTORY, dir_fd=parent_fd)
+
+
+def _open_up(parent_fd: int, name: bytes | str) -> None:
+    """Lets us into a directory of our own: whoever is not root is kept out by its mode."""
+    if os.geteuid() == 0:
+        return
+    with contextlib.suppress(PermissionError):  # somebody else's: then what follows says so
+        # By a descriptor: chmod(2) would follow a link that took the name meanwhile.
+        fd = os.open(name, DIRECTORY | os.O_PATH, dir_fd=parent_fd)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+        finally:
+            os.close(fd)
 
 
 def remove_merged(parent_fd: int, name: bytes | str, depth: int = 0) -> None:
@@ -106,6 +130,84 @@ def _unlink(directory: int, entry: bytes | str) -> bool:
     return False
 
 
+def merge_tree(source: int, name: bytes, into: int, as_name: bytes) -> None:
+    """Moves the entry `name` of `source` over what is `as_name` in `into`.
+
+    Directories merge and get the attributes of the one that comes; anything else gives way.
+    """
+    facts = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if stat.S_ISDIR(facts.st_mode) and _is_directory(into, as_name):
+        with _directory(source, name) as above, _directory(into, as_name) as below:
+            for entry in map(os.fsencode, os.listdir(above)):
+                merge_tree(above, entry, below, entry)
+            for known, _ in image_xattrs(below, mounted=True):
+                os.removexattr(below, known)
+            copy_attributes(above, below)
+            os.utime(below, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        os.rmdir(name, dir_fd=source)
+        return
+    remove_tree(into, as_name)
+    try:
+        os.rename(name, as_name, src_dir_fd=source, dst_dir_fd=into)
+    except OSError as error:
+        # Whoever is not root moves no directory that is read-only: its `..` would be written.
+        if error.errno not in (errno.EXDEV, errno.EACCES):
+            raise
+        _copy_over(source, name, into, as_name)
+        remove_tree(source, name)
+
+
+def _copy_over(source: int, name: bytes, into: int, as_name: bytes) -> None:
+    """Copies a tree to another file system, but for what is no file, directory or link."""
+    facts = os.stat(name, dir_fd=source, follow_symlinks=False)
+    if stat.S_ISDIR(facts.st_mode):
+        os.mkdir(as_name, 0o700, dir_fd=into)
+        with _directory(source, name) as above, _directory(into, as_name) as below:
+            for entry in map(os.fsencode, os.listdir(above)):
+                _copy_over(above, entry, below, entry)
+            copy_attributes(above, below)
+            os.utime(below, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    elif stat.S_ISREG(facts.st_mode):
+        attributes = Attributes(
+            facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode), facts.st_mtime_ns
+        )
+        content = open_regular(name, source)
+        try:
+            write_file(into, as_name, content, attributes)
+        finally:
+            os.close(content)
+    elif stat.S_ISLNK(facts.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), as_name, dir_fd=into)
+        give_entry(into, as_name, facts.st_uid, facts.st_gid)
+        ns = (facts.st_atime_ns, facts.st_mtime_ns)
+        os.utime(as_name, ns=ns, dir_fd=into, follow_symlinks=False)
+
+
+@contextmanager
+def _directory(parent: int, name: bytes) -> Iterator[int]:
+    fd = os.open(name, DIRECTORY, dir_fd=parent)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_directory(parent: int, name: bytes) -> bool:
+    try:
+        facts = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(facts.st_mode)
+
+
+@contextmanager
+def times_kept(directory: int) -> Iterator[None]:
+    """An open directory has the times from before at the end."""
+    facts = os.fstat(directory)
+    yield
+    os.utime(directory, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
 def measure(path: str) -> tuple[int, int]:
     """How many entries a tree has and how many bytes its regular files hold."""
     entries = size = 0
@@ -136,7 +238,7 @@ def copy_attributes(source: int, target: int, *, mounted: bool = False) -> None:
     The source is a layer's own directory or, `mounted`, what overlayfs shows of it.
     """
     facts = os.fstat(source)
-    os.fchown(target, facts.st_uid, facts.st_gid)
+    give(target, facts.st_uid, facts.st_gid)
     for name, value in read_xattrs(source):
         if mounted and name.startswith(OVERLAY_XATTR):
             os.setxattr(target, ESCAPED_XATTR + name[len(OVERLAY_XATTR) :], value)
@@ -179,7 +281,7 @@ def write_file(
         while sent := os.sendfile(out, source, size, _chunk(limit, size)):
             size += sent
         # chown clears setuid bits and writing changes the time: in this order.
-        os.fchown(out, attributes.uid, attributes.gid)
+        give(out, attributes.uid, attributes.gid)
         os.fchmod(out, attributes.mode)
         os.utime(out, ns=(attributes.mtime_ns, attributes.mtime_ns))
     finally:
@@ -207,6 +309,21 @@ def read_xattrs(fd: int) -> list[tuple[bytes, bytes]]:
             if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES, errno.ENOTSUP):
                 raise
     return found
+
+
+def image_xattrs(fd: int, *, mounted: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes that belong into an image, sorted.
+
+    Overlayfs' own marks are left out; those it escaped for the container get their name back.
+    `mounted` is seen through overlayfs, which did both already.
+    """
+    found = []
+    for name, value in read_xattrs(fd):
+        if name.startswith(ESCAPED_XATTR) and not mounted:
+            found.append((OVERLAY_XATTR + name[len(ESCAPED_XATTR) :], value))
+        elif name.startswith(_IMAGE_XATTRS) and (mounted or not name.startswith(OVERLAY_XATTR)):
+            found.append((name, value))
+    return tuple(sorted(found))
 
 
 def resolve(root_fd: int, path: bytes) -> tuple[bytes, bytes]:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from ocis2i import syscalls, tar
 from ocis2i.agent.failure import AgentError, explain
+from ocis2i.agent.owners import ROOT, Owner, give, give_entry, squashed
 from ocis2i.agent.tree import (
     DIRECTORY,
     OPAQUE_XATTR,
@@ -28,6 +29,9 @@ _PARENT = os.O_PATH | os.O_DIRECTORY
 _CACHED = 64
 _CHUNK = 1 << 20
 _WHITEOUT_MODE = 0o020000  # S_IFCHR
+# Overlayfs refuses whiteouts made by others, an old tmpfs or NFS has no attributes of users.
+_NO_MARK = (errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.EINVAL)
+_ACL_XATTR = b"system.posix_acl_"
 _DEEPEST = 1000
 _LAST_ID = 2**32 - 2  # the one above means "leave it" to chown(2)
 # Errors that no honest entry meets: the archive's fault, and not the host's.
@@ -54,12 +58,19 @@ class Limits(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """What was unpacked. `implied` are directories that no entry described, relative paths."""
+    """What was unpacked. `implied` are directories that no entry described, relative paths.
+
+    `owners` are those that the disk cannot remember: of all paths that are not root's. What it
+    could not mark for overlayfs: `whiteouts`, and `opaque` directories.
+    """
 
     entries: int
     size_bytes: int
     implied: tuple[bytes, ...]
     devices: int
+    owners: dict[bytes, Owner]
+    whiteouts: tuple[bytes, ...]
+    opaque: tuple[bytes, ...]
 
 
 def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
@@ -122,6 +133,9 @@ class _Unpacker:
         self._directories: dict[bytes, Header] = {}
         self._implied: set[bytes] = {b""}
         self._opaque: set[bytes] = set()
+        self._unmarked_whiteouts: set[bytes] = set()
+        self._unmarked_opaque: set[bytes] = set()
+        self._owners: dict[int, Owner] = {}
         self._entries = self._size = self._devices = 0
 
     def __enter__(self) -> _Unpacker:
@@ -154,10 +168,18 @@ class _Unpacker:
             header = self._directories[path]
             fd = syscalls.open_in_root(self._root, path, DIRECTORY)
             try:
-                _set_attributes(fd, header)
+                self._set_attributes(fd, header)
             finally:
                 os.close(fd)
-        return Unpacked(self._entries, self._size, tuple(sorted(self._implied)), self._devices)
+        return Unpacked(
+            self._entries,
+            self._size,
+            tuple(sorted(self._implied)),
+            self._devices,
+            _paths_of(self._root, self._owners),
+            tuple(sorted(self._unmarked_whiteouts)),
+            tuple(sorted(self._unmarked_opaque)),
+        )
 
     def _count(self, header: Header) -> None:
         self._entries += 1
@@ -223,19 +245,28 @@ class _Unpacker:
         if parent in self._opaque:
             return  # hidden already; the device would show in a directory that nothing is below
         fd = self._parent(parent)
+        path = parent + b"/" + hidden if parent else hidden
         try:
             os.mknod(hidden, _WHITEOUT_MODE, 0, dir_fd=fd)
             # With an origin, overlayfs looks for whiteouts also where it has nothing to merge.
             _set_xattr(_fd_path(fd), ORIGIN_XATTR, b"")
         except FileExistsError:
             # The entry came with this layer and stays; a whiteout is for the layers below.
-            path = parent + b"/" + hidden if parent else hidden
             if path in self._directories or path in self._implied:
                 self._make_opaque(self._parent(path), path)
+        except OSError as error:
+            if error.errno not in _NO_MARK:
+                raise
+            self._unmarked_whiteouts.add(path)
 
     def _make_opaque(self, fd: int, path: bytes) -> None:
-        _set_xattr(_fd_path(fd), OPAQUE_XATTR, b"y")
         self._opaque.add(path)
+        try:
+            _set_xattr(_fd_path(fd), OPAQUE_XATTR, b"y")
+        except OSError as error:
+            if error.errno not in _NO_MARK:
+                raise
+            self._unmarked_opaque.add(path)
 
     def _directory(self, parent: bytes, name: bytes, header: Header) -> None:
         fd = self._parent(parent)
@@ -273,7 +304,13 @@ class _Unpacker:
             base = os.readlink(_fd_path(self._root))
             path = os.readlink(_fd_path(fd))[len(base) + 1 :] + "/" + os.fsdecode(name)
             gone = os.fsencode(path.lstrip("/"))
-            for known in (self._directories, self._implied, self._opaque):
+            for known in (
+                self._directories,
+                self._implied,
+                self._opaque,
+                self._unmarked_whiteouts,
+                self._unmarked_opaque,
+            ):
                 for other in [p for p in known if p == gone or p.startswith(gone + b"/")]:
                     known.pop(other) if isinstance(known, dict) else known.discard(other)
             self._forget_parents_except(fd)
@@ -287,17 +324,17 @@ class _Unpacker:
             out = os.open(name, _CREATE, 0o600, dir_fd=fd)
             try:
                 copy_content(content, out, header.size)
-                _set_attributes(out, header)
+                self._set_attributes(out, header)
             finally:
                 os.close(out)
         elif header.kind == tar.HARD_LINK:
             self._hard_link(fd, name, header)
         elif header.kind == tar.SYMLINK:
             os.symlink(header.target, name, dir_fd=fd)
-            _set_attributes_by_name(fd, name, header)
+            self._set_attributes_by_name(fd, name, header)
         else:
             os.mkfifo(name, 0o600, dir_fd=fd)
-            _set_attributes_by_name(fd, name, header)
+            self._set_attributes_by_name(fd, name, header)
 
     def _hard_link(self, fd: int, name: bytes, header: Header) -> None:
         parent, last = split_name(header.target)
@@ -314,6 +351,29 @@ class _Unpacker:
                 f"`{os.fsdecode(header.target)}`, which is not in the layer",
             ) from None
 
+    def _set_attributes(self, fd: int, header: Header) -> None:
+        # chown clears setuid bits and capabilities, so it comes first.
+        if header.uid or header.gid:
+            _own(fd, header)
+        self._note_owner(os.fstat(fd), header)
+        for name, value in header.xattrs:
+            _set_image_xattr(fd, name, value)
+        os.fchmod(fd, header.mode)
+        os.utime(fd, ns=times(header))
+
+    def _set_attributes_by_name(self, fd: int, name: bytes, header: Header) -> None:
+        _own(name, header, fd)
+        self._note_owner(os.stat(name, dir_fd=fd, follow_symlinks=False), header)
+        if header.kind != tar.SYMLINK:
+            os.chmod(name, header.mode, dir_fd=fd)
+        os.utime(name, ns=times(header), dir_fd=fd, follow_symlinks=False)
+
+    def _note_owner(self, facts: os.stat_result, header: Header) -> None:
+        """By inode: a path may lead over links, and a file have several."""
+        if squashed():
+            # Also root's: the number may be that of a file which a later entry replaced.
+            self._owners[facts.st_ino] = (header.uid, header.gid)
+
 
 def copy_content(content: tar.Reader, out: int, size: int) -> None:
     """Writes an entry's `size` bytes into a file."""
@@ -325,31 +385,14 @@ def copy_content(content: tar.Reader, out: int, size: int) -> None:
             view = view[os.write(out, view) :]
 
 
-def _set_attributes(fd: int, header: Header) -> None:
-    # chown clears setuid bits and capabilities, so it comes first.
-    if header.uid or header.gid:
-        _own(fd, header)
-    for name, value in header.xattrs:
-        _set_image_xattr(fd, name, value)
-    os.fchmod(fd, header.mode)
-    os.utime(fd, ns=times(header))
-
-
-def _set_attributes_by_name(fd: int, name: bytes, header: Header) -> None:
-    _own(name, header, fd)
-    if header.kind != tar.SYMLINK:
-        os.chmod(name, header.mode, dir_fd=fd)
-    os.utime(name, ns=times(header), dir_fd=fd, follow_symlinks=False)
-
-
-def _own(target: int | bytes, header: Header, directory: int | None = None) -> None:
+def _own(target: int | bytes, header: Header, directory: int = -1) -> None:
     if not (0 <= header.uid <= _LAST_ID and 0 <= header.gid <= _LAST_ID):
         raise _not_mapped(header)
     try:
         if isinstance(target, int):
-            os.fchown(target, header.uid, header.gid)
+            give(target, header.uid, header.gid)
         else:
-            os.chown(target, header.uid, header.gid, dir_fd=directory, follow_symlinks=False)
+            give_entry(directory, target, header.uid, header.gid)
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise _not_mapped(header) from error
@@ -381,7 +424,10 @@ def _set_image_xattr(fd: int, name: bytes, value: bytes) -> None:
         os.setxattr(fd, name, value)
     except OSError as error:
         # Labels of a security module that this host lacks or guards (security.selinux).
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
+        refused = error.errno in (errno.EPERM, errno.ENOTSUP, errno.EACCES)
+        # A list that names somebody whom a single id does not have (posix_acl_from_xattr).
+        unknown = error.errno == errno.EINVAL and name.startswith(_ACL_XATTR) and squashed()
+        if not (refused or unknown):
             raise
 
 
@@ -395,6 +441,32 @@ def _fd_path(fd: int) -> str:
 
 def _is_directory(fd: int, name: bytes) -> bool:
     return os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode & 0o170000 == 0o040000
+
+
+def _paths_of(root: int, owners: dict[int, Owner]) -> dict[bytes, Owner]:
+    """The paths of all files, by inode, that do not belong to root."""
+    foreign = {inode: owner for inode, owner in owners.items() if owner != ROOT}
+    found: dict[bytes, Owner] = {}
+    top = foreign.get(os.fstat(root).st_ino)
+    if top:
+        found[b""] = top
+    pending = [b""] if foreign else []
+    while pending:
+        path = pending.pop()
+        fd = syscalls.open_in_root(root, path, DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    inside = path + b"/" + name if path else name
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(inside)
+                    owner = foreign.get(entry.inode())
+                    if owner:
+                        found[inside] = owner
+        finally:
+            os.close(fd)
+    return found
 
 
 def _is_whiteout(fd: int, name: bytes) -> bool:

@@ -11,6 +11,7 @@ from ocis2i.commands.flags import (
     ContainerFlags,
     DockerFlags,
     JsonFlags,
+    LimitFlags,
     PlatformFlags,
     PullFlags,
     TalkFlags,
@@ -23,7 +24,9 @@ _POLICIES = "always, never or if-not-present."
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonBuildFlags(ContainerFlags, PullFlags, PlatformFlags, TalkFlags, JsonFlags, DockerFlags):
+class CommonBuildFlags(
+    LimitFlags, ContainerFlags, PullFlags, PlatformFlags, TalkFlags, JsonFlags, DockerFlags
+):
     """What `build` and `rebuild` have alike."""
 
     incremental: Annotated[
@@ -106,11 +109,29 @@ class CommonBuildFlags(ContainerFlags, PullFlags, PlatformFlags, TalkFlags, Json
         option("--cap-drop", metavar="NAME", help="A capability to drop, or ALL; repeatable."),
     ] = None
     network: Annotated[
-        str | None, option("--network", metavar="MODE", help="host or none. Default: host.")
+        str | None,
+        option(
+            "--network",
+            metavar="MODE",
+            help="host, none, proxy, slirp4netns or pasta. Default: host.",
+        ),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        option(
+            "--allow-host",
+            metavar="HOST[:PORT]",
+            help="With --network proxy: a host, *.DOMAIN or network to be reached; repeatable. "
+            "Default: all that is public.",
+        ),
     ] = None
     add_host: Annotated[
         list[str] | None,
         option("--add-host", metavar="HOST:IP", help="A line for /etc/hosts; repeatable."),
+    ] = None
+    output_limit: Annotated[
+        str | None,
+        option("--output-limit", metavar="SIZE", help="The most that a script may print, as 10m."),
     ] = None
     push: Annotated[bool, option("--push", help="Push the result to its registry.")] = False
     output: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from ocis2i.allowed_hosts import AllowList, parse_allow_host
 from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
 from ocis2i.commands.context import Context
 from ocis2i.compression import Compression, check_level
@@ -16,6 +17,7 @@ from ocis2i.injections import check_injections
 from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
 from ocis2i.reference import Platform, Reference, parse_location
+from ocis2i.runner import Network
 from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file
 from ocis2i.settings import LAST_SECOND, Settings
 from ocis2i.sources import parse_source
@@ -100,7 +102,10 @@ def common_spec(
         ),
         mounts=tuple(map(parse_volume, flags.volume or ())),
         cap_drop=parse_cap_drop(flags.cap_drop or ()),
+        limits=flags.limits,
+        hardening=flags.hardening,
         network=network,
+        allowed_hosts=_allowed_hosts(_wanted_hosts(flags, network), network),
         add_hosts=tuple(map(parse_add_host, flags.add_host or ())),
         destination=absolute_flag(flags.destination, "--destination"),
         ignore_onbuild=flags.ignore_onbuild,
@@ -115,6 +120,21 @@ def common_spec(
         compression_level=level,
         isolation=flags.isolation,
     )
+
+
+def _wanted_hosts(flags: CommonBuildFlags, network: Network) -> list[str] | None:
+    """Those of the user's settings are for the proxy, wherever that is in between."""
+    given = network == "proxy" or "allow_host" in flags.given
+    return flags.allow_host if given else None
+
+
+def _allowed_hosts(texts: list[str] | None, network: Network) -> AllowList:
+    if texts and network != "proxy":
+        raise UsageError(
+            f"--allow-host has no meaning with --network {network}",
+            hint="add --network proxy, or leave it out",
+        )
+    return AllowList(tuple(map(parse_allow_host, texts or ())), open=not texts)
 
 
 def _environment(flags: CommonBuildFlags, here: Context) -> dict[str, str]:

@@ -152,7 +152,13 @@ def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
         digest = result.encoded.descriptor.digest
         image = obtain(StoredLocation(digest), None, PullPolicy.NEVER, here.tools.places)
         stdio = Stdio(lambda stream, line: here.recorder(ScriptOutput(stream, line)))
-        wishes = LaunchSpec(isolation=spec.isolation, cap_drop=spec.cap_drop)
+        wishes = LaunchSpec(
+            isolation=spec.isolation,
+            cap_drop=spec.cap_drop,
+            # A server has no end, and may say what it likes.
+            limits=replace(spec.limits, seconds=None, output_bytes=None),
+            hardening=spec.hardening,
+        )
         tools = here.tools
         ran = launch(image, wishes, here.store, tools.settings, here.recorder, stdio=stdio)
     if ran.exit_code:

@@ -15,7 +15,7 @@ from typing import Any
 from ocis2i.auth import Keychain
 from ocis2i.build import Tools
 from ocis2i.callback import notify
-from ocis2i.commands.flags import RegistryFlags, StoreFlags, TalkFlags
+from ocis2i.commands.flags import RegistryFlags, RootfsFlags, StoreFlags, TalkFlags
 from ocis2i.download import ScriptDownloads
 from ocis2i.errors import UsageError
 from ocis2i.events import Report
@@ -92,7 +92,8 @@ def context(flags: StoreFlags) -> Iterator[Context]:
     State.as_json = bool(getattr(flags, "as_json", False))
     talk = flags if isinstance(flags, TalkFlags) else TalkFlags()
     registries = flags if isinstance(flags, RegistryFlags) else RegistryFlags()
-    settings = Settings.from_environ(os.environ, root=flags.root or State.root)
+    rootfs = flags.rootfs if isinstance(flags, RootfsFlags) else None
+    settings = Settings.from_environ(os.environ, root=flags.root or State.root, rootfs=rootfs)
     level = max(talk.log_level, State.log_level)
     show = Quiet(sys.stderr) if talk.quiet else Lines(sys.stderr, log_level=level)
     recorder = Recorder(show, lambda: datetime.now(UTC))

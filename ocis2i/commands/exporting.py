@@ -15,6 +15,8 @@ def export_build(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
     """`build --as-dockerfile`; warns of flags that only a result gives a meaning."""
     for name, given in (
         ("--host-mirrors", flags.host_mirrors),
+        ("--network proxy", spec.network == "proxy" and "network" in flags.given),
+        ("--allow-host", "allow_host" in flags.given),
         ("--prune-upload", flags.prune_upload),
         ("--push", flags.push),
         ("--output", bool(flags.output)),
@@ -24,10 +26,19 @@ def export_build(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
         ("--timestamp", flags.timestamp is not None),
         ("--compression", "compression" in flags.given),
         ("--allow-leaks", flags.allow_leaks),
-        ("--isolation", flags.isolation is not None),
+        ("--isolation", "isolation" in flags.given),
+        ("--memory", "memory" in flags.given),
+        ("--cpus", "cpus" in flags.given),
+        ("--pids-limit", "pids_limit" in flags.given),
+        ("--timeout", "timeout" in flags.given),
+        ("--output-limit", "output_limit" in flags.given),
+        ("--security-opt", bool(flags.security_opt)),
+        ("--rootfs", "rootfs" in flags.given),
     ):
         if given:
             here.recorder.warn(f"{name} has no meaning with --as-dockerfile")
+    if spec.network == "proxy":
+        spec = replace(spec, network="host")
     wanted = ExportSpec(spec, flags.image_scripts_url)
     path = flags.as_dockerfile or ""
     write_dockerfile(wanted, path, here, as_json=flags.as_json, quiet=flags.quiet)

@@ -14,6 +14,17 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 import typer
 
 from ocis2i.commands.words import Command
+from ocis2i.container_options import parse_security_options
+from ocis2i.limits import (
+    DEFAULT_TASKS,
+    Limits,
+    parse_duration,
+    parse_memory,
+    parse_processors,
+    parse_size,
+    parse_tasks,
+)
+from ocis2i.runner import Hardening
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -146,7 +157,22 @@ class PlatformFlags(StoreFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContainerFlags(StoreFlags):
+class RootfsFlags(StoreFlags):
+    """What a container's tree is made of."""
+
+    rootfs: Annotated[
+        str | None,
+        option(
+            "--rootfs",
+            metavar="KIND",
+            help="overlay, copy or auto: a copy where overlayfs does not work. "
+            "Default: $OCIS2I_ROOTFS, else auto.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerFlags(RootfsFlags):
     """What a container gets."""
 
     env: Annotated[
@@ -167,9 +193,58 @@ class ContainerFlags(StoreFlags):
         option(
             "--isolation",
             metavar="NAME",
-            help="auto, runc or builtin. Default: the strongest here.",
+            help="auto, runc, crun, builtin, buildah, chroot or in-place. Default: the strongest.",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitFlags(StoreFlags):
+    """What a container may use up, and what it is kept from."""
+
+    memory: Annotated[
+        str | None,
+        option("--memory", metavar="SIZE", help="The most memory, as 512m or 2g."),
+    ] = None
+    cpus: Annotated[
+        str | None, option("--cpus", metavar="NUMBER", help="How many processors, as 2 or 1.5.")
+    ] = None
+    pids_limit: Annotated[
+        str | None,
+        option(
+            "--pids-limit",
+            metavar="NUMBER",
+            help=f"The most processes and threads; -1: no limit. Default: {DEFAULT_TASKS}.",
+        ),
+    ] = None
+    timeout: Annotated[
+        str | None,
+        option("--timeout", metavar="TIME", help="How long it may run, as 90s, 10m or 1h30m."),
+    ] = None
+    security_opt: Annotated[
+        list[str] | None,
+        option(
+            "--security-opt",
+            metavar="NAME=VALUE",
+            help="seccomp=unconfined or no-new-privileges=false; repeatable.",
+        ),
+    ] = None
+
+    @property
+    def limits(self) -> Limits:
+        """The limits; raises `UsageError`."""
+        return Limits(
+            memory_bytes=parse_memory(self.memory),
+            processors=parse_processors(self.cpus),
+            tasks=parse_tasks(self.pids_limit),
+            seconds=parse_duration(self.timeout, "--timeout"),
+            output_bytes=parse_size(getattr(self, "output_limit", None), "--output-limit"),
+        )
+
+    @property
+    def hardening(self) -> Hardening:
+        """What it is kept from; raises `UsageError`."""
+        return parse_security_options(self.security_opt or ())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from ocis2i.commands.context import context, print_json
 from ocis2i.commands.flags import (
     ContainerFlags,
     JsonFlags,
+    LimitFlags,
     PlatformFlags,
     PullFlags,
     RegistryFlags,
@@ -220,7 +221,7 @@ def prune_store(flags: PruneFlags) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags(ContainerFlags, PullFlags):
+class RunFlags(LimitFlags, ContainerFlags, PullFlags):
     """`run`."""
 
     image: Annotated[str, typer.Argument(help="An image of the store, or oci:, oci-archive:, ...")]
@@ -255,6 +256,8 @@ def run_image(flags: RunFlags) -> None:
             user=flags.user,
             working_dir=absolute_flag(flags.workdir, "--workdir"),
             isolation=flags.isolation,
+            limits=flags.limits,
+            hardening=flags.hardening,
         )
         tools = here.tools
         with here.store.in_use():

@@ -16,8 +16,10 @@ from ocis2i.commands.exporting import write_dockerfile
 from ocis2i.commands.flags import (
     DockerFlags,
     JsonFlags,
+    LimitFlags,
     PlatformFlags,
     PullFlags,
+    RootfsFlags,
     StoreFlags,
     TalkFlags,
     option,
@@ -37,7 +39,7 @@ _NO_EFFECT = "As in s2i: without effect here."
 
 
 @dataclass(frozen=True, kw_only=True)
-class UsageFlags(PullFlags, PlatformFlags, TalkFlags, DockerFlags):
+class UsageFlags(LimitFlags, RootfsFlags, PullFlags, PlatformFlags, TalkFlags, DockerFlags):
     """`usage`."""
 
     builder: Annotated[str, typer.Argument(help="An S2I builder image.")]
@@ -57,7 +59,8 @@ class UsageFlags(PullFlags, PlatformFlags, TalkFlags, DockerFlags):
         option("--env", "-e", metavar="NAME=VALUE", help="A variable; repeatable."),
     ] = None
     isolation: Annotated[
-        str | None, option("--isolation", metavar="NAME", help="auto, runc or builtin.")
+        str | None,
+        option("--isolation", metavar="NAME", help="auto, runc, crun, builtin or buildah, ..."),
     ] = None
     incremental: Annotated[bool, option("--incremental", help=_NO_EFFECT)] = False
     remove_previous: Annotated[bool, option("--rm", help=_NO_EFFECT)] = False
@@ -95,6 +98,8 @@ def show_usage(flags: UsageFlags) -> None:
                 destination=absolute_flag(flags.location or flags.destination, "--destination"),
                 environment=dict(map(parse_variable, flags.env or ())),
                 isolation=flags.isolation,
+                limits=flags.limits,
+                hardening=flags.hardening,
                 cwd=here.tools.cwd,
                 download=web.download,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ocis2i.isolation.agent import Agent
-from ocis2i.isolation.oci_runtime import runtime_config
+from ocis2i.isolation.oci_runtime import runtime_config, with_filter
 from ocis2i.isolation.streams import carry
 from ocis2i.runner import Availability, RootfsHandle, RunResult, RunSpec, Stdio
 
@@ -24,12 +24,15 @@ class Builtin:
 
     def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
         """Runs `spec` to its end; see `Runner`."""
-        config = runtime_config(spec, rootfs.path)
+        config = with_filter(runtime_config(spec, rootfs.path, self._agent.ground), spec.hardening)
         started = time.monotonic()
         code = carry(
             self._agent,
-            lambda *fds: self._agent.post("execute", *fds, config=config, rootfs=rootfs.path),
+            lambda *fds, **more: self._agent.post(
+                "execute", *fds, config=config, rootfs=rootfs.path, **more
+            ),
             stdio,
             name=spec.argv[0],
+            limits=spec.limits,
         )
         return RunResult(code, time.monotonic() - started)

@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.errors import IsolationError
+from ocis2i.isolation.place import find_place
+from ocis2i.isolation.sentences import Place, Refusal, refusal
 from ocis2i.proc import find_program, run
 
 MAPPED_IDS = 65536
+
+
+class NoIdsError(IsolationError):
+    """The caller has no subordinate ids, or cannot get them mapped: one id is left."""
+
+    def __init__(self, why: Refusal) -> None:
+        super().__init__(why.text, hint=why.way_out.hint)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,10 @@ def map_arguments(own: int, ranges: tuple[IdRange, ...]) -> list[str]:
     return arguments
 
 
-def subordinate_ids(kind: str, name: str, number: int) -> tuple[IdRange, ...]:
-    """The caller's ranges in /etc/`kind`; raises `IsolationError` that says how to get some."""
+def subordinate_ids(
+    kind: str, name: str, number: int, *, place: Place | None = None
+) -> tuple[IdRange, ...]:
+    """The caller's ranges in /etc/`kind`; raises `NoIdsError` that says how to get some."""
     path = Path("/etc") / kind
     try:
         text = path.read_text()
@@ -54,38 +66,53 @@ def subordinate_ids(kind: str, name: str, number: int) -> tuple[IdRange, ...]:
         text = ""
     ranges = parse_ranges(text, name, str(number))
     if not ranges:
-        raise IsolationError(
-            f"user `{name}` has no subordinate ids in {path}",
-            hint="ask an administrator for: usermod --add-subuids 100000-165535 "
-            f"--add-subgids 100000-165535 {name}",
-        )
+        raise NoIdsError(refusal("no-ids", place or find_place(), name=name, path=str(path)))
     return ranges
 
 
-def map_ids(pid: int, *, search_path: str | None) -> None:
-    """Maps the caller's ids into the user namespace of `pid` by newuidmap and newgidmap.
+def mappers(
+    pid: int | str, *, search_path: str | None, place: Place | None = None
+) -> list[list[str]]:
+    """The commands that map the caller's ids into the user namespace of `pid`.
 
-    They are the only setuid programs that ocis2i ever starts. Raises `IsolationError`.
+    newuidmap and newgidmap are the only setuid programs that ocis2i ever starts. Raises
+    `NoIdsError`; its way out is the one at this `place`.
     """
     name = user_name()
+    commands = []
     for tool, kind, own in (
         ("newuidmap", "subuid", os.getuid()),
         ("newgidmap", "subgid", os.getgid()),
     ):
         program = find_program(tool, search_path)
         if program is None:
-            raise IsolationError(
-                f"`{tool}` is not installed",
-                hint="it is in the package uidmap (Debian, Ubuntu) or shadow-utils (Fedora)",
-            )
-        arguments = map_arguments(own, subordinate_ids(kind, name, os.getuid()))
-        done = run([program, str(pid), *arguments], environment={}, timeout_seconds=20)
+            raise NoIdsError(refusal("no-mapper", place or find_place(), tool=tool))
+        ranges = subordinate_ids(kind, name, os.getuid(), place=place)
+        commands.append([program, str(pid), *map_arguments(own, ranges)])
+    return commands
+
+
+def map_ids(pid: int, *, search_path: str | None) -> None:
+    """Maps the caller's ids into the user namespace of `pid`. Raises `NoIdsError`."""
+    for tool, command in zip(
+        ("newuidmap", "newgidmap"), mappers(pid, search_path=search_path), strict=True
+    ):
+        done = run(command, environment={}, timeout_seconds=20)
         if done.exit_code:
-            raise IsolationError(
-                f"`{tool}` failed: {done.complaint or f'exit code {done.exit_code}'}",
-                hint="it must be setuid root or have file capabilities, and no_new_privs "
-                "(allowPrivilegeEscalation: false) must not be set",
-            )
+            said = done.complaint or f"exit code {done.exit_code}"
+            raise NoIdsError(mapper_refusal(tool, said, find_place()))
+
+
+def mapper_refusal(tool: str, said: str, place: Place) -> Refusal:
+    """Why newuidmap or newgidmap did not do it."""
+    if place.no_new_privs:
+        return refusal("no-new-privs", place, tool=tool)
+    return refusal("mapper-fails", place, tool=tool, said=said)
+
+
+def is_whole_host(uid_map: str) -> bool:
+    """Whether /proc/self/uid_map is that of the first user namespace: every id is itself."""
+    return uid_map.split() == ["0", "0", str(2**32 - 1)]
 
 
 def user_name() -> str:

@@ -5,13 +5,18 @@ runc reads it as a file; the agent's builtin executor takes the same object.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import resource
+from dataclasses import replace
 from typing import Any
 
+from ocis2i import seccomp
 from ocis2i.errors import ImageError, PolicyError
-from ocis2i.runner import BindMount, Network, RunSpec
+from ocis2i.isolation.ground import FULL, Ground
+from ocis2i.limits import TASKS_BESIDE, Limits
+from ocis2i.runner import BindMount, Hardening, Network, RunSpec
 
 # Docker's lists (moby `oci/defaults.go`): what tells or changes too much about the host.
 MASKED_PATHS = (
@@ -38,11 +43,14 @@ READ_ONLY_PATHS = (
 MOUNT_TARGETS = ("/proc", "/dev", "/sys")
 
 _OPEN_FILES = 1 << 20
+# RLIMIT_DATA counts what a process has reserved, stacks of threads and all, and not what it uses.
+# It bounds what can be taken between two looks of the agent.
+_DATA_FACTOR = 2
 # MAX_ARG_STRLEN of the kernel (include/uapi/linux/binfmts.h), its zero byte included.
 _LONGEST_TEXT = 128 << 10
 
 
-def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
+def runtime_config(spec: RunSpec, rootfs: str, ground: Ground = FULL) -> dict[str, Any]:
     """The config for `spec` in the mounted tree `rootfs`. Pure but for the kernel's version and our
     own limits.
 
@@ -51,9 +59,11 @@ def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
     """
     _check_texts(spec)
     capabilities = list(spec.capabilities)
-    namespaces = ["mount", "pid", "ipc", "uts", "cgroup"]
-    if spec.network == "none":
-        namespaces.append("network")  # runc, too, brings up the loopback device in a new one
+    namespaces = [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")]
+    if spec.netns:
+        namespaces.append({"type": "network", "path": spec.netns})
+    elif spec.network != "host":
+        namespaces.append({"type": "network"})  # runc, too, brings up the loopback device in it
     return {
         "ociVersion": "1.0.2",
         "hostname": spec.hostname,
@@ -63,25 +73,27 @@ def runtime_config(spec: RunSpec, rootfs: str) -> dict[str, Any]:
             "user": {
                 "uid": spec.identity.uid,
                 "gid": spec.identity.gid,
-                "additionalGids": list(spec.identity.groups),
+                # With a single id setgroups(2) is forbidden for good (user_namespaces(7)).
+                "additionalGids": [] if ground.squashed else list(spec.identity.groups),
                 "umask": 0o022,
             },
             "args": list(spec.argv),
             "env": list(spec.environment),
             "cwd": spec.cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
-            "rlimits": _limits(),
-            "noNewPrivileges": True,
+            "rlimits": _limits(spec.limits),
+            "noNewPrivileges": _no_new_privileges(spec),
         },
         "mounts": [
-            *_kernel_mounts(),
+            *_kernel_mounts(ground),
             *_sys_mounts(spec.network),
             *(_bind(mount) for mount in spec.mounts),
         ],
         "linux": {
-            "namespaces": [{"type": kind} for kind in namespaces],
+            "namespaces": namespaces,
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READ_ONLY_PATHS),
+            **_seccomp(spec.hardening),
         },
     }
 
@@ -105,25 +117,70 @@ def _check_texts(spec: RunSpec) -> None:
             raise ImageError(f"the image has a zero byte in `{text}`")
 
 
-def _limits() -> list[dict[str, Any]]:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    return [
-        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
-        {"type": "RLIMIT_NOFILE", "soft": files, "hard": files},
-    ]
+def _no_new_privileges(spec: RunSpec) -> bool:
+    # Without it the filter would come before the user is changed, and fake that as well.
+    return spec.hardening.no_new_privs or spec.hardening.fake_ids
 
 
-def _kernel_mounts() -> list[dict[str, Any]]:
+def _limits(limits: Limits) -> list[dict[str, Any]]:
+    wanted = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": _OPEN_FILES}
+    if limits.tasks is not None:
+        wanted["RLIMIT_NPROC"] = limits.tasks + TASKS_BESIDE
+    if limits.memory_bytes is not None:
+        wanted["RLIMIT_DATA"] = limits.memory_bytes * _DATA_FACTOR
+    return [_limit(kind, value) for kind, value in wanted.items()]
+
+
+def _limit(kind: str, wanted: int) -> dict[str, Any]:
+    _, hard = resource.getrlimit(getattr(resource, kind))
+    value = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    return {"type": kind, "soft": value, "hard": value}
+
+
+def profile_of(hardening: Hardening) -> seccomp.Profile | None:
+    """The seccomp profile for a container; `None`: there is none to install.
+
+    For an architecture without a profile there is none, whatever was asked for.
+    """
+    if not seccomp.is_known(os.uname().machine) or not (hardening.seccomp or hardening.fake_ids):
+        return None
+    return seccomp.Profile(confined=hardening.seccomp, fake_ids=hardening.fake_ids)
+
+
+def _seccomp(hardening: Hardening) -> dict[str, Any]:
+    profile = profile_of(hardening)
+    if profile is None:
+        return {}
+    return {"seccomp": seccomp.runtime_profile(profile, os.uname().machine)}
+
+
+def with_filter(
+    config: dict[str, Any], hardening: Hardening, *, tracing: bool = True
+) -> dict[str, Any]:
+    """`config` for executors without libseccomp: the same profile as BPF, in base64.
+
+    `tracing` is for processes in a pid namespace of their own.
+    """
+    linux = {name: value for name, value in config["linux"].items() if name != "seccomp"}
+    profile = profile_of(hardening)
+    if profile is not None:
+        program = seccomp.program(replace(profile, tracing=tracing), os.uname().machine)
+        linux["filter"] = base64.b64encode(program).decode()
+    return {**config, "linux": linux}
+
+
+def _kernel_mounts(ground: Ground) -> list[dict[str, Any]]:
     quiet = ["nosuid", "noexec", "nodev"]
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     return [
-        _mount("/proc", "proc", "proc", quiet),
+        # With its mounts: without the masks on it the kernel does not let it go (EINVAL).
+        _mount("/proc", "proc", "proc", quiet)
+        if ground.fresh_proc
+        else _mount("/proc", "none", "/proc", ["rbind", *quiet]),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "mode=755", "size=65536k"]),
+        # Debian's group `tty`, which an agent with one id does not have.
         _mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            "/dev/pts", "devpts", "devpts", [*terminals, *([] if ground.squashed else ["gid=5"])]
         ),
         _mount("/dev/shm", "tmpfs", "shm", [*quiet, "mode=1777", "size=65536k"]),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", quiet),
@@ -146,10 +203,24 @@ def _sys_mounts(network: Network) -> list[dict[str, Any]]:
 
 
 def _bind(mount: BindMount) -> dict[str, Any]:
-    options = ["rbind", "rprivate", "nosuid", "nodev"]
+    options = ["rbind", "rprivate", "nosuid", "nodev", *_locked(mount.source)]
     if mount.read_only:
-        options += _read_only()
+        # Nothing is below a file, and crun opens what it sets recursively as a directory.
+        options += _read_only() if mount.directory else ["ro"]
     return _mount(mount.target, "bind", mount.source, options)
+
+
+def _locked(source: str) -> list[str]:
+    """Options that the host's mount has and a user namespace must not take away.
+
+    The kernel refuses a bind without them (mount_namespaces(7)): runc sets all flags again.
+    """
+    try:
+        flags = os.statvfs(source).f_flag
+    except OSError:  # only the agent sees it, and mounted it itself
+        return []
+    options = (("noexec", os.ST_NOEXEC), ("ro", os.ST_RDONLY))
+    return [name for name, flag in options if flags & flag]
 
 
 def _read_only() -> list[str]:

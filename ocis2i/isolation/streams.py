@@ -6,12 +6,15 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, Literal, Protocol
 
 from ocis2i.errors import Interrupted, IsolationError, Ocis2iError, OutputError, PolicyError
 from ocis2i.fs import explain
 from ocis2i.isolation.agent import Agent
+from ocis2i.isolation.cgroups import Confinement, confinement
+from ocis2i.limits import Kind, Limits, exceeded
 from ocis2i.runner import OutputLine, Stdio
 
 # How long a process may take to end after it was told to, before it is killed.
@@ -26,6 +29,8 @@ LONGEST_LINE = 64 << 10
 _CHUNK = 64 << 10
 
 Post = Callable[..., None]
+
+NO_LIMITS = Limits(tasks=None)
 
 
 class Sink(Protocol):
@@ -111,26 +116,65 @@ class RawOutput:
         return explain(error, f"the output of `{self._name}` cannot be kept")
 
 
-def carry(agent: Agent, post: Post, stdio: Stdio, *, name: str) -> int:
-    """Starts a run by `post(stdin, stdout, stderr)` and follows it to its end; its exit code.
+class OurStream:
+    """Passes bytes on to one of our own streams, a descriptor."""
 
-    `name` is the program's, for messages. `Interrupted` (a signal to us) goes to every process of
-    the container; what has not ended after `GRACE_SECONDS`, or at a second signal, is killed
-    together with the agent. Output that cannot be taken kills the container and not the agent.
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def feed(self, data: bytes) -> None:
+        """Writes the next bytes."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            raise explain(error, "the output cannot be passed on") from error
+
+    def close(self) -> None:
+        """Nothing: the stream stays ours."""
+
+
+def carry(
+    agent: Agent,
+    post: Post,
+    stdio: Stdio,
+    *,
+    name: str,
+    limits: Limits = NO_LIMITS,
+    stderr: Callable[[Sink], Sink] | None = None,
+) -> int:
+    """Starts a run by `post(stdin, stdout, stderr, …)` and follows it to its end; its exit code.
+
+    `post` hands on to the agent what else it is given: descriptors, and the field `confine`. `name`
+    is the program's, for messages. `Interrupted` (a signal to us) goes to every process of the
+    container; what has not ended after `GRACE_SECONDS`, or at a second signal, is killed together
+    with the agent. Output that cannot be taken, or a limit that is reached, kills the container and
+    not the agent. `stderr` may put a sink of its own before the one for standard error.
     """
-    if stdio.line is None and stdio.output is None:
-        post(0, 1, 2)
-        return _Follower(agent, {}, name).follow()
+    with confinement(limits) as confined, _streams(stdio, name, stderr) as (given, followed):
+        post(*given, *confined.fds, confine=dict(confined.wish))
+        while given:
+            os.close(given.pop())
+        return _Follower(agent, followed, name, confined).follow()
+
+
+@contextmanager
+def _streams(
+    stdio: Stdio, name: str, stderr: Callable[[Sink], Sink] | None
+) -> Iterator[tuple[list[int], dict[int, Sink]]]:
+    """What the process is given as its streams, and what we follow."""
+    ours_alone = stdio.line is None and stdio.output is None
     followed: dict[int, Sink] = {}
     given: list[int] = []
     try:
-        given.append(os.open("/dev/null", os.O_RDONLY))
-        for ours, sink in enumerate(_sinks(stdio, name), start=1):
+        given.append(os.dup(0) if ours_alone else os.open("/dev/null", os.O_RDONLY))
+        out, err = _sinks(stdio, name)
+        if stderr is not None:
+            err = stderr(err or OurStream(2))
+        for ours, sink in enumerate((out, err), start=1):
             given.append(os.dup(ours) if sink is None else _follow_pipe(sink, followed))
-        post(*given)
-        while given:
-            os.close(given.pop())
-        return _Follower(agent, followed, name).follow()
+        yield given, followed
     finally:
         for fd in (*given, *followed):
             os.close(fd)
@@ -154,10 +198,16 @@ def _follow_pipe(sink: Sink, followed: dict[int, Sink]) -> int:
 class _Follower:
     """Waits for the reply of the agent and, at the same time, for output."""
 
-    def __init__(self, agent: Agent, sinks: dict[int, Sink], name: str) -> None:
+    def __init__(
+        self, agent: Agent, sinks: dict[int, Sink], name: str, confined: Confinement
+    ) -> None:
         self._agent = agent
         self._sinks = sinks
         self._name = name
+        self._confined = confined
+        seconds = confined.limits.seconds
+        self._latest = None if seconds is None else time.monotonic() + seconds
+        self._output_bytes = 0
         self._selector = selectors.DefaultSelector()
         for fd in (*sinks, agent.fileno()):
             self._selector.register(fd, selectors.EVENT_READ)
@@ -206,9 +256,14 @@ class _Follower:
 
     def _step(self) -> bool:
         """Takes what has come; false when the patience with a dead process's pipes is over."""
-        moments = [*self._again[:1], *([] if self._deadline is None else [self._deadline])]
+        ends = (self._deadline, self._latest)
+        moments = [*self._again[:1], *(one for one in ends if one is not None)]
         timeout = max(0.0, min(moments) - time.monotonic()) if moments else None
         events = self._selector.select(timeout)
+        if self._latest is not None and time.monotonic() >= self._latest:
+            self._latest = None
+            if self._code is None:
+                self._over("time")
         if self._again and time.monotonic() >= self._again[0]:
             del self._again[0]
             self._pass_on()
@@ -228,7 +283,11 @@ class _Follower:
 
     def _take_reply(self) -> None:
         self._selector.unregister(self._agent.fileno())
-        self._code = int(self._agent.reply()["exit"])
+        reply = self._agent.reply()
+        self._code = int(reply["exit"])
+        reached = reply.get("limit") or (self._confined.reached() if self._code else None)
+        if reached and self._failure is None:
+            self._failure = exceeded(reached, self._confined.limits, self._name)
         self._deadline = time.monotonic() + _LAST_SECONDS
 
     def _take_output(self, fd: int) -> None:
@@ -236,10 +295,19 @@ class _Follower:
         if not data:
             self._selector.unregister(fd)
             return
+        if not isinstance(self._sinks[fd], RawOutput):
+            self._output_bytes += len(data)
+            limit = self._confined.limits.output_bytes
+            if limit is not None and self._output_bytes > limit:
+                self._over("output")
+                return
         try:
             self._sinks[fd].feed(data)
         except (OutputError, PolicyError) as error:
             self._fail(error)
+
+    def _over(self, kind: Kind) -> None:
+        self._fail(exceeded(kind, self._confined.limits, self._name))
 
     def _fail(self, error: Ocis2iError) -> None:
         """Kills the container; what it wrote is still read, so that its end is seen."""

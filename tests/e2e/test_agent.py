@@ -14,7 +14,7 @@ import pytest
 from ocis2i.errors import ImageError, ScriptError
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
-from ocis2i.isolation.runc import Runc
+from ocis2i.isolation.programs import OciProgram
 from ocis2i.runner import ROOT_CAPABILITIES, Runner, RunSpec, Stdio
 from ocis2i.s2i import Identity
 from tests.conftest import needs
@@ -77,7 +77,7 @@ class Machine:
 
     def _runner(self, name: str) -> Runner:
         if name == "runc":
-            return Runc(self.sandbox.agent, search_path=SEARCH_PATH)
+            return OciProgram("runc", self.sandbox.agent, search_path=SEARCH_PATH, directory=Path())
         return Builtin(self.sandbox.agent)
 
 

@@ -20,7 +20,7 @@ from ocis2i.artifacts import extract
 from ocis2i.errors import ImageError, Ocis2iError, PolicyError, UsageError
 from ocis2i.injections import InjectedFile
 from ocis2i.isolation.builtin import Builtin
-from ocis2i.isolation.runc import Runc
+from ocis2i.isolation.programs import OciProgram
 from ocis2i.rootfs import Copied, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, Runner, RunSpec, Stdio
 from ocis2i.s2i import Identity
@@ -86,7 +86,9 @@ class Desk:
         stdio = Stdio(lambda _, line: said.append(line))
         agent = self.sandbox.agent
         runner: Runner = (
-            Runc(agent, search_path=SEARCH_PATH) if executor == "runc" else Builtin(agent)
+            OciProgram("runc", agent, search_path=SEARCH_PATH, directory=Path())
+            if executor == "runc"
+            else Builtin(agent)
         )
         assert runner.run(rootfs, spec, stdio).exit_code == 0, said
         return said

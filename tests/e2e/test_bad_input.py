@@ -744,41 +744,6 @@ def test_runc_that_is_asked_for_must_be_there(
     check_store(elsewhere.ocis2i.store)
 
 
-@pytest.mark.sandbox
-@needs("unshare", "setpriv")
-@pytest.mark.parametrize("tool", ["newuidmap", "newgidmap"])
-def test_without_the_tools_that_map_ids(
-    elsewhere: Elsewhere, builder: str, source: Path, tool: str
-) -> None:
-    done = elsewhere("build", source, builder, TAG, "--json", mounts=hidden(tool))
-    check_failure(done, 6, f"`{tool}` is not installed")
-    assert "uidmap" in check_document(done, 6)["hint"]
-    check_store(elsewhere.ocis2i.store)
-
-
-@pytest.mark.sandbox
-@needs("unshare", "setpriv")
-def test_without_subordinate_ids(elsewhere: Elsewhere, builder: str, source: Path) -> None:
-    elsewhere.subordinate.write_text("somebody-else:2000:40000\n")
-    done = elsewhere("build", source, builder, TAG, "--json")
-    check_failure(done, 6, "has no subordinate ids in /etc/subuid")
-    assert "usermod --add-subuids" in check_document(done, 6)["hint"]
-    check_store(elsewhere.ocis2i.store)
-
-
-@pytest.mark.sandbox
-@needs("unshare", "setpriv")
-def test_subordinate_ids_that_are_not_ours(
-    elsewhere: Elsewhere, builder: str, source: Path
-) -> None:
-    text = elsewhere.subordinate.read_text()
-    # What newuidmap itself refuses: an id that this host does not have to give.
-    elsewhere.subordinate.write_text(text.replace(":2000:40000", ":4000000:65536"))
-    done = elsewhere("build", source, builder, TAG)
-    check_failure(done, 6, "`newuidmap` failed")
-    check_store(elsewhere.ocis2i.store)
-
-
 # --- a full disk ------------------------------------------------------------------------------
 
 

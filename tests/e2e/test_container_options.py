@@ -17,7 +17,7 @@ from ocis2i.container_options import HostEntry
 from ocis2i.errors import Interrupted, OutputError, PolicyError, ScriptError
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
-from ocis2i.isolation.runc import Runc
+from ocis2i.isolation.programs import OciProgram
 from ocis2i.runner import HOSTNAME, Network, Runner, RunResult, RunSpec, Stdio
 from ocis2i.s2i import Identity
 from ocis2i.session import session
@@ -84,7 +84,7 @@ class Machine:
 
     def _runner(self, name: str) -> Runner:
         if name == "runc":
-            return Runc(self.sandbox.agent, search_path=SEARCH_PATH)
+            return OciProgram("runc", self.sandbox.agent, search_path=SEARCH_PATH, directory=Path())
         return Builtin(self.sandbox.agent)
 
 

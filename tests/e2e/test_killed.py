@@ -307,8 +307,8 @@ def test_a_killed_agent_is_an_error_and_leaves_nothing(
     assert ocis2i.ok("images", "--json").document["images"] == []
 
 
-def _wait_for_sleepers(pid: int) -> None:
+def _wait_for_sleepers(pid: int, count: int = 3) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while sum("sleep 1000" in _command(one) for one in descendants(pid)) < 3:
+    while sum("sleep 1000" in _command(one) for one in descendants(pid)) < count:
         assert time.monotonic() < deadline, "assemble does not get to its end"
         time.sleep(0.02)

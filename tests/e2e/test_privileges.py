@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -254,24 +253,3 @@ def _is_readable_file(path: Path) -> bool:
         return path.is_file() and os.access(path, os.R_OK)
     except OSError:
         return False
-
-
-def test_root_is_refused(ocis2i: Program, builder: str, source: Path) -> None:
-    if shutil.which("unshare") is None:
-        pytest.skip("not installed: unshare")
-    done = subprocess.run(
-        [
-            *("unshare", "--user", "--map-root-user"),
-            *(sys.executable, "-m", "ocis2i", "build", str(source), builder, "app:1"),
-        ],
-        env=dict(ocis2i.environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if "unshare" in done.stderr.splitlines()[0]:
-        pytest.skip(f"no user namespaces: {done.stderr}")
-    assert done.returncode == 6
-    assert "error: ocis2i builds as an ordinary user, and you are root" in done.stderr
-    assert "Traceback" not in done.stderr

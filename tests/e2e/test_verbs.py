@@ -28,7 +28,8 @@ from tests.fakes.program import ARGV, Program, program
 APP = "app:1"
 FULL_NAME = "docker.io/library/app:1"
 VERBS = """
-build rebuild usage create generate pull push images inspect rm prune run completion version
+build rebuild usage create generate pull push images inspect rm prune run doctor completion
+version
 """.split()
 EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
 

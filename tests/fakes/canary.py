@@ -22,10 +22,11 @@ WORDS = "the canary sings qZ7vK2xW9"
 class Canary:
     """A file with words of its own, in a directory that is not part of any source."""
 
-    def __init__(self, directory: Path, name: str = "canary") -> None:
+    def __init__(self, directory: Path, name: str = "canary", *, mode: int = 0o644) -> None:
         directory.mkdir(parents=True)
         self.path = directory / name
         self.path.write_text(WORDS + "\n")
+        self.path.chmod(mode)
         self._state = _state(self.path)
 
     @contextlib.contextmanager

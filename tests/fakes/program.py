@@ -34,10 +34,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Program:
-    """ocis2i with one store; `environment` is all that it gets to see."""
+    """ocis2i with one store; `environment` is all that it gets to see.
+
+    The `launcher` starts it somewhere else (see `tests/fakes/hosts.py`).
+    """
 
     store: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -50,7 +54,7 @@ class Program:
         """Runs one command line to its end, with the file `stdin` as standard input."""
         with Path(stdin or os.devnull).open("rb") as given:
             done = subprocess.run(
-                [*ARGV, *map(str, arguments)],
+                [*self.launcher, *ARGV, *map(str, arguments)],
                 env={**self.environment, **variables},
                 cwd=cwd,
                 stdin=given,
@@ -78,7 +82,7 @@ class Program:
     def start(self, *arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
         """Starts a command line that goes on beside the test."""
         return subprocess.Popen(
-            [*ARGV, *map(str, arguments)],
+            [*self.launcher, *ARGV, *map(str, arguments)],
             env={**self.environment, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from ocis2i.container_options import (
 )
 from ocis2i.errors import UsageError
 from ocis2i.isolation.agent import Agent
-from ocis2i.runner import HOSTNAME, Network
+from ocis2i.runner import HOSTNAME, NETWORKS, Network
 from ocis2i.session import Session, hosts_file
 from ocis2i.syscalls import CAPABILITIES
 
@@ -138,9 +138,10 @@ def test_what_is_no_capability_is_named(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "network"), [(None, "host"), ("", "host"), ("host", "host"), ("none", "none")]
+    ("text", "network"),
+    [(None, "host"), ("", "host"), *((name, name) for name in NETWORKS)],
 )
-def test_there_are_two_networks(text: str | None, network: str) -> None:
+def test_a_network_is_one_of_a_few(text: str | None, network: str) -> None:
     assert parse_network(text) == (network, None)
 
 
@@ -170,7 +171,7 @@ def test_other_networks_are_refused_with_those_that_are_there(text: str, why: st
     with pytest.raises(UsageError, match=why) as caught:
         parse_network(text)
     assert f"`{text}`" in caught.value.message
-    assert caught.value.hint == "there are `host` and `none`"
+    assert caught.value.hint == "there are host, none, proxy, slirp4netns, pasta"
 
 
 # --- files of names ---------------------------------------------------------------------------
@@ -206,8 +207,22 @@ def test_names_of_the_host_are_known_in_its_network(tmp_path: Path) -> None:
             assert Path(path).read_text().strip() in content
 
 
-def test_without_network_there_are_only_names_of_the_user_and_of_loopback(tmp_path: Path) -> None:
-    assert files(tmp_path, "none") == {
+@pytest.mark.parametrize(
+    ("network", "address"), [("slirp4netns", "10.0.2.3"), ("pasta", "169.254.1.1")]
+)
+def test_a_program_answers_for_the_name_servers(
+    tmp_path: Path, network: Network, address: str
+) -> None:
+    found = files(tmp_path, network)
+    assert found["/etc/resolv.conf"] == f"nameserver {address}\n"
+    assert found["/etc/hosts"] == files(tmp_path, "none")["/etc/hosts"]
+
+
+@pytest.mark.parametrize("network", ["none", "proxy"])
+def test_without_network_there_are_only_names_of_the_user_and_of_loopback(
+    tmp_path: Path, network: Network
+) -> None:
+    assert files(tmp_path, network) == {
         "/etc/resolv.conf": "# no network, no name servers\n",
         "/etc/hosts": "192.0.2.7\tdb\n2001:db8::7\tdb6\n"
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"

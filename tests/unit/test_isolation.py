@@ -13,22 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.errors import IsolationError, OutputError, PolicyError, UsageError
+from ocis2i.errors import OutputError, PolicyError
 from ocis2i.isolation.ids import IdRange, map_arguments, parse_ranges
 from ocis2i.isolation.oci_runtime import runtime_config
-from ocis2i.isolation.runc import last_error
+from ocis2i.isolation.programs import last_error
 from ocis2i.isolation.streams import LineSplitter, RawOutput
 from ocis2i.runner import (
     ROOT_CAPABILITIES,
-    Availability,
     BindMount,
     Network,
-    RootfsHandle,
-    Runner,
-    RunResult,
     RunSpec,
-    Stdio,
-    choose,
 )
 from ocis2i.s2i import Identity
 from ocis2i.syscalls import CAPABILITIES
@@ -107,6 +101,13 @@ def test_without_network_there_is_a_namespace_and_a_sysfs_of_its_own() -> None:
     assert (sys["type"], sys["destination"]) == ("sysfs", "/sys")
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(sys["options"])
     assert {"rbind", "ro", "nosuid", "nodev", "noexec"} <= set(cgroup["options"])
+
+
+def test_a_network_that_is_there_is_joined_by_its_path() -> None:
+    config = runtime_config(replace(spec(), network="proxy", netns="/build/netns"), "/r")
+    assert {"type": "network", "path": "/build/netns"} in config["linux"]["namespaces"]
+    sys = next(m for m in config["mounts"] if m["destination"] == "/sys")
+    assert sys["type"] == "sysfs"
 
 
 def test_no_cgroup_is_asked_for_without_delegation() -> None:
@@ -287,42 +288,3 @@ def test_a_log_without_errors_has_none(log: str) -> None:
 
 def test_a_torn_last_line_is_passed_over() -> None:
     assert last_error(entry("fatal", "cause") + '\n{"level": "err') == "cause"
-
-
-# --- the choice -------------------------------------------------------------------------------
-
-
-class Choice:
-    """A runner that is there or not."""
-
-    def __init__(self, name: str, *, usable: bool) -> None:
-        self.name = name
-        self._usable = usable
-
-    def check(self) -> Availability:
-        return Availability(usable=self._usable, reason="because")
-
-    def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
-        raise NotImplementedError
-
-
-@pytest.mark.parametrize("wanted", [None, "auto"])
-def test_the_first_runner_that_works_is_taken(wanted: str | None) -> None:
-    runners: list[Runner] = [Choice("a", usable=False), Choice("b", usable=True)]
-    assert choose(runners, wanted).name == "b"
-
-
-def test_a_runner_that_was_named_has_to_work() -> None:
-    with pytest.raises(IsolationError, match="`a` cannot be used: because"):
-        choose([Choice("a", usable=False), Choice("b", usable=True)], "a")
-
-
-def test_an_unknown_runner_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError) as caught:
-        choose([Choice("a", usable=True)], "docker")
-    assert caught.value.hint == "there are auto, a"
-
-
-def test_without_any_runner_all_reasons_are_told() -> None:
-    with pytest.raises(IsolationError, match="a: because; b: because"):
-        choose([Choice("a", usable=False), Choice("b", usable=False)], None)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ocis2i.allowed_hosts import HostName, parse_allow_host
 from ocis2i.errors import UsageError
-from ocis2i.mirrors import MIRRORS_DIRECTORY, Mirrors, host_mirrors
+from ocis2i.mirrors import MIRRORS_DIRECTORY, Mirrors, host_mirrors, mirror_hosts
 
 TOKEN = "Zx81kQpW-77ab_cd"
 OTHER = "Qr92mNbV+11xy.zZ"
@@ -343,3 +344,52 @@ def test_huge_settings_are_refused(host: Host) -> None:
 def test_fifo_is_not_waited_for(host: Host) -> None:
     os.mkfifo(host.home / ".npmrc")
     assert host.read() == Mirrors()
+
+
+# --- for a build with a proxy of ours -----------------------------------------------------------
+
+
+def _with_proxies_everywhere(host: Host) -> dict[str, str]:
+    host.write(
+        "etc/pip.conf",
+        f"[global]\nindex-url = https://me:{TOKEN}@pip.example/simple\nproxy = http://p:1\n"
+        "extra-index-url = http://127.0.0.1:3141/root\n    https://[fd00::7]:8443/x\n",
+    )
+    host.write("home/.npmrc", "registry = https://npm.example:444/\nhttps-proxy = http://p:1\n")
+    host.write(
+        "home/.m2/settings.xml",
+        '<settings xmlns="http://schema.example/1"><proxies><proxy><host>p</host></proxy></proxies>'
+        "<mirrors><mirror><url>https://maven.example/a?b&amp;c</url></mirror></mirrors></settings>",
+    )
+    return {
+        "https_proxy": f"http://me:{OTHER}@p:1",
+        "CARGO_HTTP_PROXY": "http://p:1",
+        "GOPROXY": "https://go.example,http://near.example:3000|direct",
+        "UV_INDEX": "mine=https://uv.example/simple",
+    }
+
+
+def test_hosts_of_mirrors_are_found_with_their_ports(host: Host) -> None:
+    variables = _with_proxies_everywhere(host)
+    found = mirror_hosts(host_mirrors(variables, host.home, host.etc, proxies=False))
+    named = ("pip.example", "npm.example", "maven.example", "go.example", "near.example")
+    ports = {"npm.example": 444, "near.example": 3000}
+    assert set(found) == {
+        *(HostName(name, ports.get(name, 443)) for name in (*named, "uv.example")),
+        parse_allow_host("127.0.0.1:3141"),
+        parse_allow_host("[fd00::7]:8443"),
+    }
+    assert mirror_hosts(Mirrors()) == ()
+
+
+def test_proxies_can_be_left_out_of_every_setting(host: Host) -> None:
+    variables = _with_proxies_everywhere(host)
+    mirrors = host_mirrors(variables, host.home, host.etc, proxies=False)
+    assert not [name for name in mirrors.environment if name.lower().endswith("_proxy")]
+    assert mirrors.environment["GOPROXY"] == variables["GOPROXY"]
+    assert "proxy" not in pip_of(mirrors)["global"]
+    assert b"proxy" not in mirrors.files["npmrc"]
+    assert b"<prox" not in mirrors.files["settings.xml"]
+    assert b"maven.example" in mirrors.files["settings.xml"]
+    assert OTHER not in values(mirrors)
+    assert TOKEN in values(mirrors)

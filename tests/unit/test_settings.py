@@ -95,3 +95,31 @@ def test_relative_data_directories_do_not_count(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "XDG_DATA_HOME": "data"}
     assert Settings.from_environ(environ).store_root == tmp_path / ".local/share/ocis2i"
     assert Settings.from_environ({"HOME": "home"}).store_root.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("environ", "flag", "wanted"),
+    [
+        ({}, None, "auto"),
+        ({"OCIS2I_ROOTFS": ""}, None, "auto"),
+        ({"OCIS2I_ROOTFS": "copy"}, None, "copy"),
+        ({"OCIS2I_ROOTFS": "copy"}, "overlay", "overlay"),
+        ({"OCIS2I_ROOTFS": "copy"}, "auto", "auto"),
+    ],
+)
+def test_the_rootfs_is_what_the_flag_says_and_else_the_environment(
+    environ: dict[str, str], flag: str | None, wanted: str
+) -> None:
+    assert Settings.from_environ(environ, rootfs=flag).rootfs == wanted
+
+
+@pytest.mark.parametrize(
+    ("environ", "flag", "name"),
+    [({"OCIS2I_ROOTFS": "fuse"}, None, "OCIS2I_ROOTFS"), ({}, "fuse", "--rootfs")],
+)
+def test_an_unknown_rootfs_is_refused_by_the_name_of_who_said_it(
+    environ: dict[str, str], flag: str | None, name: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} is `fuse`") as caught:
+        Settings.from_environ(environ, rootfs=flag)
+    assert caught.value.hint == "it must be auto, overlay or copy"

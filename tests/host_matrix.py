@@ -1,0 +1,98 @@
+"""Makes `docs/host-matrix.md` out of the hosts and attempts of `tests/host_rows.py`.
+
+The tests take what they expect from the same rows; here they are only told. Neither pytest nor
+ocis2i is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tests.host_rows import ATTEMPTS, CELLS, RUNGS, Attempt, Cell
+
+PROJECT = Path(__file__).parent.parent
+PAGE = PROJECT / "docs" / "host-matrix.md"
+
+INTRODUCTION = """\
+# Where it runs, and what scripts cannot do there
+
+This page is written by `scripts/host_matrix` from `tests/host_rows.py`, and so is what the tests
+expect; a test says when it is not current. What each rung of the ladder needs is in
+[isolation.md](isolation.md), what is a threat and what is not in [security.md](security.md).
+
+## Hosts
+
+On each of them the same build is done: [test_host_matrix.py](../tests/e2e/test_host_matrix.py).
+Where it works the image has the same layers, byte for byte, as on an unrestricted host. Where it
+does not, it ends with the exit code and the sentence given here. The restrictions are real ones,
+made by the user who runs the tests in namespaces of their own; those marked with ¹ take root.
+
+| host | how the test makes it | answer |
+| --- | --- | --- |
+"""
+
+ATTEMPTS_INTRODUCTION = """
+## What a script tries
+
+Each attempt is made by an assemble script on each rung: root in the container where that is nobody
+outside (runc, crun, builtin, buildah), uid 1001 in a tree (chroot, as root in a Docker container),
+uid 1000660000 (in-place, in a restricted pod). What counts is the effect outside, and not what the
+script is told: [test_escapes.py](../tests/e2e/test_escapes.py).
+
+"""
+
+
+def answer(cell: Cell) -> str:
+    """What ocis2i does on a host, in words."""
+    flags = f" (`{' '.join(cell.flags)}`)" if cell.flags else ""
+    if cell.by:
+        return f"builds by {cell.by}{flags}" + (f": “{cell.said}”" if cell.said else "")
+    way_out = f" Way out: “{cell.way_out}”" if cell.way_out else ""
+    return f"exit code {cell.code}{flags}: “{cell.refusal}”.{way_out}"
+
+
+def render(cells: Sequence[Cell] = CELLS, attempts: Sequence[Attempt] = ATTEMPTS) -> str:
+    """The page."""
+    parts = [INTRODUCTION]
+    parts += (_line(one.host + "¹" * one.root, one.made, answer(one)) for one in cells)
+    parts.append(ATTEMPTS_INTRODUCTION)
+    parts.append(_line("attempt", *RUNGS) + _line("---", *("---" for _ in RUNGS)))
+    notes = list(dict.fromkeys(why for one in attempts for why in one.open.values()))
+    for one in attempts:
+        verdicts = (_verdict(one, rung, notes) for rung in RUNGS)
+        parts.append(_line(one.what, *verdicts))
+    parts.append("\n")
+    parts += (f"{number}. Not protected here: {why}.\n" for number, why in enumerate(notes, 1))
+    return "".join(parts)
+
+
+def _verdict(attempt: Attempt, rung: str, notes: Sequence[str]) -> str:
+    why = attempt.open.get(rung)
+    return "fails" if why is None else f"not protected here ({notes.index(why) + 1})"
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"| {cell} " for cell in map(_cell, cells)) + "|\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Writes the page, or with `--check` only says whether it is current; the exit code."""
+    parser = argparse.ArgumentParser(prog="host_matrix", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    page = render()
+    if not options.check:
+        PAGE.write_text(page)
+    elif not PAGE.exists() or PAGE.read_text() != page:
+        sys.stderr.write(
+            "error: docs/host-matrix.md is not current\nhint: run scripts/host_matrix\n"
+        )
+        return 1
+    return 0
