@@ -25,6 +25,7 @@ from ocis2i.isolation.network import RESOLVERS
 from ocis2i.isolation.place import find_place
 from ocis2i.isolation.programs import OciProgram
 from ocis2i.isolation.sentences import refusal
+from ocis2i.isolation.tried import Tried
 from ocis2i.proc import find_program
 from ocis2i.rootfs import choose_kind
 from ocis2i.runner import HOSTNAME, BindMount, Network, Runner
@@ -76,7 +77,7 @@ class Session:
             runner = runners.get(name)
             if runner is None:
                 return Finding(usable=False, said="the session is of another kind")
-            return self.find(runner)
+            return self._find_or_remember(runner)
 
         one_id = self.agent.ground.squashed
         chosen = choose_executor(self.weak or wanted or "auto", look, one_id=one_id)
@@ -95,6 +96,19 @@ class Session:
             mode=self.buildah_mode,
         )
         return [self._program("runc"), self._program("crun"), Builtin(self.agent), buildah]
+
+    def _find_or_remember(self, runner: Runner) -> Finding:
+        """`find`, but for a program that worked for another build of the same store."""
+        program = runner.program if isinstance(runner, OciProgram) else None
+        if program is None:
+            return self.find(runner)
+        tried = Tried(self.directory.parent.parent / "tried.json")
+        if tried.knows(program, self.agent.ground):
+            return Finding(usable=True, said=program)
+        found = self.find(runner)
+        if found.usable:
+            tried.note(program, self.agent.ground)
+        return found
 
     def find(self, runner: Runner) -> Finding:
         """Tries an executor."""

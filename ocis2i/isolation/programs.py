@@ -41,10 +41,10 @@ class OciProgram:
         search_path: str | None,
         directory: Path,
     ) -> None:
-        """`directory` is the session's; the probe works in it."""
+        """`directory` is the session's; the probe works in it. `program` is the path found."""
         self.name = name
         self._agent = agent
-        self._program = find_program(name, search_path)
+        self.program = find_program(name, search_path)
         self._directory = directory
         self._checked: Availability | None = None
 
@@ -55,11 +55,11 @@ class OciProgram:
         return self._checked
 
     def _try(self) -> Availability:
-        if self._program is None:
+        if self.program is None:
             return Availability(usable=False, reason=f"`{self.name}` is not installed")
         payload = smallest_program(os.uname().machine)
         if payload is None:
-            return Availability(usable=True, reason=f"{self._program}, not tried")
+            return Availability(usable=True, reason=f"{self.program}, not tried")
         place = self._directory / "try"
         spec = RunSpec(("/true",), (), "/", Identity(0, 0), cap_drop=frozenset({"ALL"}))
         files = {"true": payload.decode("latin-1")}
@@ -73,9 +73,9 @@ class OciProgram:
         finally:
             os.close(null)
         if done["exit"] == 0:
-            return Availability(usable=True, reason=self._program)
+            return Availability(usable=True, reason=self.program)
         said = self._complaint(self._directory) or f"exit code {done['exit']}"
-        return Availability(usable=False, reason=f"`{self._program}` does not work here: {said}")
+        return Availability(usable=False, reason=f"`{self.program}` does not work here: {said}")
 
     def run(self, rootfs: RootfsHandle, spec: RunSpec, stdio: Stdio) -> RunResult:
         """Runs `spec` to its end; see `Runner`."""
@@ -107,7 +107,7 @@ class OciProgram:
         log = build / f"{self.name}.log"
         log.unlink(missing_ok=True)
         argv = [
-            str(self._program),
+            str(self.program),
             *("--root", str(place / "state"), "--log", str(log), "--log-format", "json"),
             *("run", "--bundle", str(place), f"ocis2i-{build.name}"),
         ]

@@ -1,0 +1,56 @@
+"""Which container programs a store remembers as working."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ocis2i.isolation.ground import FULL, Ground
+from ocis2i.isolation.tried import Tried
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "runc"
+    path.write_text("one")
+    return path
+
+
+def test_what_worked_is_known_to_the_next_build(tmp_path: Path, program: Path) -> None:
+    file = tmp_path / "tried.json"
+    assert not Tried(file).knows(str(program), FULL)
+    Tried(file).note(str(program), FULL)
+    assert Tried(file).knows(str(program), FULL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runc", "tried.json"]
+
+
+def test_another_program_or_ground_is_tried_again(tmp_path: Path, program: Path) -> None:
+    tried = Tried(tmp_path / "tried.json")
+    tried.note(str(program), FULL)
+    assert not tried.knows(str(program), Ground(ids="single"))
+    assert not tried.knows(str(program), Ground(fresh_proc=False))
+    program.write_text("another")
+    assert not tried.knows(str(program), FULL)
+
+
+def test_a_program_that_is_gone_is_not_known(tmp_path: Path, program: Path) -> None:
+    tried = Tried(tmp_path / "tried.json")
+    tried.note(str(program), FULL)
+    program.unlink()
+    assert not tried.knows(str(program), FULL)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"runc": 1}', "\x00"])
+def test_a_file_that_is_no_sense_says_nothing(tmp_path: Path, program: Path, content: str) -> None:
+    file = tmp_path / "tried.json"
+    file.write_text(content)
+    assert not Tried(file).knows(str(program), FULL)
+    Tried(file).note(str(program), FULL)
+    assert Tried(file).knows(str(program), FULL)
+
+
+def test_a_place_that_takes_no_file_is_no_error(tmp_path: Path, program: Path) -> None:
+    tried = Tried(tmp_path / "missing" / "tried.json")
+    tried.note(str(program), FULL)
+    assert not tried.knows(str(program), FULL)
