@@ -102,7 +102,7 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         _close_stdio()
         _, status = os.waitpid(init, 0)
         _exit_like(status)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - a forked child never returns into the agent's loop
         _complain(errors, "isolation", f"the container cannot be set up: {error}")
 
 
@@ -121,7 +121,7 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
             pid, status = os.wait()
             if pid == payload:
                 _exit_like(status)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - a forked child never returns into the agent's loop
         _complain(errors, "isolation", f"the container cannot be set up: {error}")
 
 
@@ -293,7 +293,7 @@ def turn_into(
         if no_new_privileges:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
             set_filter(config)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - likewise
         _complain(errors, "isolation", f"the payload cannot be prepared: {error}")
     try:
         os.execvpe(argv[0], argv, environment)

@@ -724,10 +724,11 @@ def hidden(name: str) -> tuple[Mount, ...]:
 
 @pytest.mark.sandbox
 @needs("runc", "unshare", "setpriv")
-def test_without_runc_the_builtin_executor_does_it(
+def test_without_runc_and_crun_the_builtin_executor_does_it(
     elsewhere: Elsewhere, builder: str, source: Path
 ) -> None:
-    done = elsewhere("build", source, builder, TAG, "--json", mounts=hidden("runc"))
+    gone = (*hidden("runc"), *hidden("crun"))
+    done = elsewhere("build", source, builder, TAG, "--json", mounts=gone)
     assert done.code == 0, done.err
     assert done.document["isolation"] == "builtin"
 
