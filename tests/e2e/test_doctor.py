@@ -354,7 +354,7 @@ def test_a_registry_that_is_not_there_is_a_finding(ocis2i: Program) -> None:
 # --- root ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the tests run as an ordinary user")
+@pytest.mark.as_root
 def test_root_is_told_to_be_somebody_else(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": sys.path[0]}
     document = examined(Program(tmp_path / "store", environment), "--root", str(tmp_path / "s"))

@@ -234,9 +234,8 @@ PLACES: dict[str, Callable[[World], Place]] = {
 }
 
 
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="this host takes root to make")
-AS_USER = pytest.mark.skipif(os.geteuid() == 0, reason="the tests run as root")
-CASES = [pytest.param(cell, id=cell.id, marks=AS_ROOT if cell.root else AS_USER) for cell in CELLS]
+AS = {True: pytest.mark.as_root, False: pytest.mark.as_user}
+CASES = [pytest.param(cell, id=cell.id, marks=AS[cell.root]) for cell in CELLS]
 
 
 def build(world: World, place: Place, *flags: str) -> tuple[Done, Path]:
