@@ -113,6 +113,13 @@ class Keychain:
                     return found
         return None
 
+    def readable_files(self) -> tuple[Path, ...]:
+        """Files with credentials that this user may read, asked or not."""
+        choosing = ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
+        usual = {name: value for name, value in self._environment.items() if name not in choosing}
+        files = (*self._files, *_auth_files(usual, None))
+        return tuple(dict.fromkeys(file.path for file in files if _has_credentials(file)))
+
     def _in_document(
         self, document: Mapping[str, Any], path: Path, reference: Reference
     ) -> Credentials | None:
@@ -219,6 +226,14 @@ def _read_auth_file(file: _AuthFile) -> dict[str, Any] | None:
         raise RegistryError(f"the credentials file `{file.path}` is not JSON") from None
     checked = _object(document, file.path, "the document")
     return {"auths": checked} if file.legacy else checked
+
+
+def _has_credentials(file: _AuthFile) -> bool:
+    try:
+        document = _read_auth_file(file) or {}
+    except RegistryError:  # whoever needs the file is told of it
+        return False
+    return any(document.get(key) for key in ("auths", "credHelpers", "credsStore"))
 
 
 def _object(value: object, path: Path, what: str) -> dict[str, Any]:

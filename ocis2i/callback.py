@@ -23,7 +23,7 @@ from ocis2i.net import (
     redacted,
     split_credentials,
 )
-from ocis2i.sources.local import shown
+from ocis2i.sources.paths import shown
 
 ATTEMPTS = 3
 ANSWER_SECONDS = 30.0

@@ -1,16 +1,11 @@
 """Shell completion: the scripts for bash, zsh and fish, and answering what they ask.
 
 A script runs `ocis2i` itself with the variable `_OCIS2I_COMPLETE` set, and Typer answers from the
-application's own verbs and flags before any of them runs.
+application's own verbs and flags before any of them runs. Typer is loaded when it is asked: every
+start of the program reads `VARIABLE` here.
 """
 
 from __future__ import annotations
-
-# Typer has them here, but does not say that it exports them.
-from typer.completion import (  # type: ignore[attr-defined]
-    completion_init,
-    get_completion_script,
-)
 
 from ocis2i.errors import UsageError
 
@@ -25,6 +20,9 @@ def completion_script(shell: str) -> str:
         raise UsageError(
             f"there is no completion for the shell `{shell}`", hint=f"known are {', '.join(SHELLS)}"
         )
+    # Typer has it here, but does not say that it exports it.
+    from typer.completion import get_completion_script  # type: ignore[attr-defined] # noqa: PLC0415
+
     script: str = get_completion_script(prog_name="ocis2i", complete_var=VARIABLE, shell=shell)
     return f"{script}\n"
 
@@ -34,4 +32,6 @@ def enable() -> None:
 
     An application without Typer's own completion flags does not know them by itself.
     """
+    from typer.completion import completion_init  # type: ignore[attr-defined] # noqa: PLC0415
+
     completion_init()

@@ -17,18 +17,18 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO, Protocol, cast
-
-import zstandard
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from ocis2i.blobs import CHUNK, Readable
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, layer_type_as_oci
 from ocis2i.reference import Digest
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -251,7 +251,10 @@ class _ZstdDecoder:
     """
 
     def __init__(self, source: _Prefixed, what: str) -> None:
+        import zstandard  # noqa: PLC0415 - few images need it
+
         self._what = what
+        self._broken = zstandard.ZstdError
         self._frames = _ZstdFrames(source)
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._reader = decompressor.stream_reader(
@@ -263,7 +266,7 @@ class _ZstdDecoder:
     def decode(self, limit: int) -> bytes:
         try:
             data = self._reader.read(limit)
-        except zstandard.ZstdError as error:
+        except self._broken as error:
             raise ImageError(f"broken zstd data in {self._what}: {error}") from error
         if not data and not self._frames.complete:
             raise ImageError(f"broken zstd data in {self._what}: it ends too early")
@@ -464,6 +467,8 @@ def check_level(compression: Compression, level: int | None) -> None:
 
 
 def _gzip(blocks: _Blocks, level: int, workers: int) -> _Blocks:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - loads logging
+
     # No time and no name: the bytes depend on the content only (RFC 1952, section 2.3.1).
     yield b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
     crc, size = 0, 0
@@ -510,6 +515,8 @@ def _deflate(block: bytes, dictionary: bytes, level: int, *, last: bool) -> byte
 def _zstd(blocks: _Blocks, level: int, workers: int) -> _Blocks:
     # Always the multi-threaded way, with jobs of a fixed size: its bytes are the same for any
     # number of threads, those of the single-threaded way are different ones.
+    import zstandard  # noqa: PLC0415 - few images need it
+
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, threads=min(workers, _ZSTD_WORKERS), job_size=_ZSTD_JOB, write_checksum=True
     )

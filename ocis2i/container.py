@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from ocis2i import seccomp
 from ocis2i.errors import ImageError, ScriptError, ScriptsError
-from ocis2i.events import Report, ScriptOutput
+from ocis2i.events import Notice, Report, ScriptOutput
 from ocis2i.images import Obtained, Places, complete
 from ocis2i.isolation.ids import MAPPED_IDS
 from ocis2i.limits import Limits, mention
@@ -126,6 +128,37 @@ class Site:
         )
 
 
+def choose_runner(
+    here: Session, wanted: str | None, hardening: Hardening, report: Report
+) -> Runner:
+    """The session's executor; tells what it does not keep a script from, as the others do.
+
+    Raises as `Session.runner`.
+    """
+    runner = here.runner(wanted)
+    mode = here.buildah_mode if runner.name == "buildah" else None
+    for sentence in gaps(runner.name, mode, hardening, os.uname().machine):
+        report(Notice("warning", sentence))
+    return runner
+
+
+def gaps(
+    executor: str, buildah_mode: str | None, hardening: Hardening, machine: str
+) -> Iterator[str]:
+    """What is missing on processors of this kind, or with buildah in this mode, and the way out."""
+    if executor == "buildah" and buildah_mode == "chroot":
+        yield (
+            "OCIS2I_BUILDAH_ISOLATION is `chroot`: scripts see this host's /dev and its devices; "
+            "leave the variable out for containers of their own"
+        )
+    # buildah has a profile of its own, for more processors than we have.
+    if hardening.seccomp and executor != "buildah" and not seccomp.is_known(machine):
+        yield (
+            f"there is no seccomp profile for `{machine}`: scripts may make every system call; "
+            "--isolation buildah has one, --security-opt seccomp=unconfined says that it is right"
+        )
+
+
 def identify(user: str, rootfs: Rootfs) -> Identity:
     """Looks a user up in the image's own passwd and group files.
 
@@ -235,9 +268,7 @@ def _head(path: str, rootfs: Rootfs) -> str:
 def _check_interpreter(path: str, program: str | None, run: RunSpec, rootfs: Rootfs) -> None:
     if program is None:
         return
-    # What the user mounts is not there yet.
-    mounted = any(f"{program}/".startswith(f"{mount.target}/") for mount in run.mounts)
-    if not mounted and rootfs.modes([program])[0] is None:
+    if rootfs.modes([program])[0] is None and not _is_mounted(program, run, rootfs):
         hint = "change its first line, or add the program to the image"
         if program.endswith("\r"):
             program, hint = program.replace("\r", "\\r"), "its lines end with \\r\\n: make them \\n"
@@ -246,6 +277,12 @@ def _check_interpreter(path: str, program: str | None, run: RunSpec, rootfs: Roo
             script_exit_code=127,
             hint=hint,
         )
+
+
+def _is_mounted(path: str, run: RunSpec, rootfs: Rootfs) -> bool:
+    """Whether `path` is in something that is mounted for the run alone, and so not there yet."""
+    path, *targets = rootfs.places([path, *(mount.target for mount in run.mounts)])
+    return any(f"{path}/".startswith(f"{target}/") for target in targets)
 
 
 def run_script(

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ocis2i.documents import VERSION
 from ocis2i.errors import Ocis2iError
 from ocis2i.fs import remove_tree
 from ocis2i.isolation import cgroups, ladder
@@ -92,7 +93,7 @@ class Report:
     def document(self) -> dict[str, Any]:
         """As the JSON document; see `docs/json.md`."""
         return {
-            "version": 1,
+            "version": VERSION,
             "state": "succeeded" if self.usable else "failed",
             "usable": self.usable,
             "host": dict(self.host),

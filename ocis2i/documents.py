@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ocis2i.blobs import read_document
-from ocis2i.build import BuildResult
 from ocis2i.errors import Ocis2iError, ScriptError
+from ocis2i.events import NetworkEnded
 from ocis2i.manifest import Image, Index, Json, Manifest, format_time, parse_json
 from ocis2i.report import StageRecord
-from ocis2i.spec import BuildSpec
 from ocis2i.store import Store, StoredImage
+
+if TYPE_CHECKING:
+    from ocis2i.build import BuildResult
+    from ocis2i.spec import BuildSpec
 
 VERSION = 1
 
@@ -22,6 +25,7 @@ def result_document(
     spec: BuildSpec,
     stages: Sequence[StageRecord],
     messages: Sequence[str] = (),
+    network: NetworkEnded | None = None,
 ) -> dict[str, Any]:
     """A build that succeeded; `messages` are those of the callback."""
     digest = str(result.encoded.descriptor.digest)
@@ -42,11 +46,7 @@ def result_document(
         },
         "incremental": bool(result.restored),
         "isolation": result.isolation,
-        "network": {
-            "mode": spec.network,
-            "hosts": result.contacts.document() if result.contacts else None,
-            "more": result.contacts.more if result.contacts else 0,
-        },
+        "network": _network(network) or {"mode": spec.network, "hosts": None, "more": 0},
         "script_exit_code": result.assemble.exit_code,
         "pushed": result.pushed,
         "outputs": [delivered.where for delivered in result.delivered],
@@ -56,6 +56,14 @@ def result_document(
         "stages": [stage.document() for stage in stages],
         "build_info": build_info(stages),
     }
+
+
+def _network(ended: NetworkEnded | None) -> dict[str, Any] | None:
+    """What the proxy knows of a build; `None` where there was none."""
+    if ended is None:
+        return None
+    hosts = [{"host": host, "port": port, "state": fate} for host, port, fate in ended.hosts]
+    return {"mode": ended.network, "hosts": hosts, "more": ended.more}
 
 
 # Our stages as source-to-image names them (`pkg/api/types.go`): stage and step.
@@ -119,7 +127,10 @@ def _layers(image: Image) -> list[dict[str, Any]]:
 
 
 def failure_document(
-    error: Ocis2iError, code: int, stages: Sequence[StageRecord]
+    error: Ocis2iError,
+    code: int,
+    stages: Sequence[StageRecord],
+    network: NetworkEnded | None = None,
 ) -> dict[str, Any]:
     """A command that failed."""
     return {
@@ -130,6 +141,7 @@ def failure_document(
         "hint": error.hint,
         "exit_code": code,
         "script_exit_code": error.script_exit_code if isinstance(error, ScriptError) else None,
+        "network": _network(network),
         "stages": [stage.document() for stage in stages],
         "build_info": build_info(stages, error.reason, error.message),
     }

@@ -50,7 +50,16 @@ class Notice:
     message: str
 
 
-Event = StageStarted | StageEnded | ScriptOutput | Transfer | Notice
+@dataclass(frozen=True, slots=True)
+class NetworkEnded:
+    """What a build asked for on its network: host, port and fate of each; `more` were not kept."""
+
+    network: str
+    hosts: tuple[tuple[str, int, str], ...]
+    more: int
+
+
+Event = StageStarted | StageEnded | ScriptOutput | Transfer | Notice | NetworkEnded
 Report = Callable[[Event], None]
 
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocis2i.build import Tools, check_users, contract_of
 from ocis2i.container import needs_shell
 from ocis2i.dockerfile import (
     CONTEXT,
@@ -37,9 +36,15 @@ from ocis2i.extended import RuntimeSearch, plan_runtime, target_of
 from ocis2i.fs import explain, remove_tree
 from ocis2i.images import Obtained, Places, PullPolicy, blamed_on, obtain
 from ocis2i.injections import InjectedFile, read_injections
+from ocis2i.inputs import check_users, contract_of
 from ocis2i.mappings import PathPair
 from ocis2i.reference import Location, PathLocation, StoredLocation
-from ocis2i.s2i import Contract, check_label_size, generated_labels
+from ocis2i.s2i import (
+    DEFAULT_IMAGE_SCRIPTS_URL,
+    Contract,
+    check_label_size,
+    generated_labels,
+)
 from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.sources import (
     ArchiveSource,
@@ -52,8 +57,7 @@ from ocis2i.sources import (
     fetch,
 )
 from ocis2i.spec import BuildSpec, RuntimeSpec
-
-DEFAULT_IMAGE_SCRIPTS_URL = "image:///usr/libexec/s2i"
+from ocis2i.tools import Tools
 
 _MARKER = ".ocis2i"
 _EXPORTED, _GENERATED = "export\n", "generate\n"

@@ -11,7 +11,15 @@ from typing import BinaryIO, Literal
 from ocis2i.allowed_hosts import Rule
 from ocis2i.confidential import Secret, secrets_of_file, secrets_of_variable
 from ocis2i.errors import Ocis2iError
-from ocis2i.events import Event, Notice, Report, ScriptOutput, StageEnded, StageStarted
+from ocis2i.events import (
+    Event,
+    NetworkEnded,
+    Notice,
+    Report,
+    ScriptOutput,
+    StageEnded,
+    StageStarted,
+)
 from ocis2i.injections import InjectedFile, read_content, read_injections
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.streams import LONGEST_LINE
@@ -96,6 +104,9 @@ class _Mask:
                 event = StageStarted(stage, self._finder.mask(detail))
             case Notice(level, message):
                 event = Notice(level, self._finder.mask(message))
+            case NetworkEnded(network, hosts, more):
+                listed = tuple((self._finder.mask(host), port, fate) for host, port, fate in hosts)
+                event = NetworkEnded(network, listed, more)
             case StageEnded():
                 for stream in tuple(self._held):
                     self._report(ScriptOutput(stream, self._held.pop(stream)))

@@ -7,7 +7,9 @@ container was made of them is what the caller says, and what is checked here as 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,14 +69,26 @@ class InPlaceRootfs(Rootfs):
 
 
 def occupy(agent: Agent, directory: Path, store: Path) -> InPlaceRootfs:
-    """This container as a rootfs, without the `store` and ocis2i itself.
-
-    Raises `IsolationError` when its files cannot be changed.
-    """
-    ours = Path(ocis2i.__file__).parent
-    skipped = [str(path.resolve()) for path in (store, ours)]
+    """This container as a rootfs, without the `store`, ocis2i itself and what it writes."""
+    # Nor what Python would write beside the modules that are loaded from now on.
+    sys.dont_write_bytecode = True
+    ours = (store, Path(ocis2i.__file__).parent, *open_files((1, 2)))
+    skipped = [str(path.resolve()) for path in ours]
     answer = agent.request("occupy", build=str(directory), skipped=skipped)
     return InPlaceRootfs(agent, directory, answer["mounts"])
+
+
+def open_files(fds: Iterable[int]) -> Iterator[Path]:
+    """The files that these descriptors lead to, where they have a name."""
+    for fd in fds:
+        try:
+            facts = os.fstat(fd)
+            path = Path(f"/proc/self/fd/{fd}").readlink()
+            # The kernel may tell a name that is gone, or another file's by now.
+            if stat.S_ISREG(facts.st_mode) and os.path.samestat(facts, path.lstat()):
+                yield path
+        except OSError:
+            continue
 
 
 def differences(image: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -95,6 +109,17 @@ def hidden_by_mounts(paths: Sequence[str], mounts: Sequence[str]) -> tuple[str, 
         for path in dict.fromkeys(paths)
         if any(f"{path}/".startswith(f"{mount}/") for mount in inner)
     )
+
+
+def warn_of_credentials(files: Iterable[Path], report: Report) -> None:
+    """Says which `files` with credentials of registries the scripts may read."""
+    for path in files:
+        text = (
+            f"`{path}` has credentials of registries, and assemble may read it: it is the same "
+            "user here. Mount it into other containers alone that share the store, for "
+            "`ocis2i pull` before this build and `ocis2i push` after it"
+        )
+        report(Notice("warning", text))
 
 
 def warn(

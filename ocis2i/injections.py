@@ -25,7 +25,8 @@ from ocis2i.errors import UsageError
 from ocis2i.mappings import PathPair
 from ocis2i.s2i import IMAGE_METADATA_PATH, absolute_path
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE, Filter, compile_exclude
-from ocis2i.sources.local import DEPTH_LIMIT, find_real, open_real, shown
+from ocis2i.sources.local import DEPTH_LIMIT
+from ocis2i.sources.paths import find_real, open_real, shown
 
 # What ocis2i itself mounts into the container or reads there, and how to have it another way.
 RESERVED = {

@@ -10,6 +10,7 @@ from ocis2i.container import (
     Job,
     Surroundings,
     check_script,
+    choose_runner,
     identify,
     make_working_directory,
     runnable,
@@ -75,7 +76,8 @@ def launch(
         job = Job(argv, identity, cwd, environment)
         around = Surroundings(mounts, spec.cap_drop, limits=spec.limits, hardening=spec.hardening)
         run = job.spec(around.fitted(here))
-        return here.runner(spec.isolation).run(rootfs, run, stdio)
+        runner = choose_runner(here, spec.isolation, spec.hardening, report)
+        return runner.run(rootfs, run, stdio)
 
 
 def _refuse_in_place(isolation: str | None) -> None:
@@ -151,4 +153,5 @@ def show_usage(
         job = Job((script.path_in_image,), identity, directory, merged)
         around = Surroundings(mounts, limits=limits, hardening=hardening)
         run = runnable(job.spec(around.fitted(here)), rootfs)
-        return here.runner(isolation).run(rootfs, run, Stdio()).exit_code
+        runner = choose_runner(here, isolation, hardening, places.report)
+        return runner.run(rootfs, run, Stdio()).exit_code

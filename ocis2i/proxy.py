@@ -79,20 +79,6 @@ class Contacts:
             parts.append(f"{self.more} others not kept")
         return "; ".join(parts) or "nothing was asked for"
 
-    def masked(self, mask: Callable[[str], str]) -> Contacts:
-        """Without secrets in it: a script may have asked for a host of that name."""
-        hosts = [
-            Contact(Place(mask(one.place.host), one.place.port), one.fate) for one in self.hosts
-        ]
-        return Contacts(tuple(hosts), self.more)
-
-    def document(self) -> list[dict[str, str | int]]:
-        """As a list of the `--json` document."""
-        return [
-            {"host": one.place.host, "port": one.place.port, "state": one.fate}
-            for one in self.hosts
-        ]
-
     @property
     def refused(self) -> bool:
         """Whether somebody asked in vain."""

@@ -17,7 +17,7 @@ from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location
 from ocis2i.s2i import DESCRIPTION_LABEL, DISPLAY_NAME_LABEL, LABEL_NAMESPACE, redact_url
-from ocis2i.sources.local import shown
+from ocis2i.sources.paths import shown
 
 _BUILD = f"{LABEL_NAMESPACE}build."
 IMAGE_LABEL = f"{_BUILD}image"

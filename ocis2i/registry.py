@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import BinaryIO, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
-
-import requests
 
 from ocis2i.auth import (
     Authorizer,
@@ -58,6 +57,9 @@ from ocis2i.net import (
     retry_after_seconds,
 )
 from ocis2i.reference import DEFAULT_REGISTRY, Digest, Reference
+
+if TYPE_CHECKING:
+    import requests
 
 HUB_API = "registry-1.docker.io"
 ACCEPTED = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
@@ -135,6 +137,11 @@ class Registry:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def credential_files(self) -> tuple[Path, ...]:
+        """Files with credentials that whoever runs as this user may read."""
+        return self._credentials.readable_files()
 
     def reach(self, reference: Reference, *, pull: bool = True) -> Reached:
         """Asks the registry of `reference` whether it lets us in, to `pull` that or at all."""

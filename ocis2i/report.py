@@ -7,13 +7,21 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
-
-from ocis2i.events import Event, Notice, ScriptOutput, StageEnded, StageStarted, Transfer
+from ocis2i.events import (
+    Event,
+    NetworkEnded,
+    Notice,
+    ScriptOutput,
+    StageEnded,
+    StageStarted,
+    Transfer,
+)
 from ocis2i.manifest import format_time
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +44,14 @@ class StageRecord:
 
 
 class Recorder:
-    """Passes events on and remembers the stages."""
+    """Passes events on and remembers the stages, and what was asked for on the network."""
 
     def __init__(self, show: Callable[[Event], None], now: Callable[[], datetime]) -> None:
         self._show = show
         self._now = now
         self._open: dict[str, datetime] = {}
         self.stages: list[StageRecord] = []
+        self.network: NetworkEnded | None = None
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
@@ -52,6 +61,8 @@ class Recorder:
             started = self._open.pop(event.stage)
             seconds = (self._now() - started).total_seconds()
             self.stages.append(StageRecord(event.stage, started, seconds, event.ok))
+        elif isinstance(event, NetworkEnded):
+            self.network = event
         self._show(event)
 
     def warn(self, message: str) -> None:
@@ -117,7 +128,7 @@ class Lines:
     def __init__(self, stream: TextIO, *, log_level: int) -> None:
         self._stream = stream
         self._level = log_level
-        self._console = Console(file=stream, highlight=False, markup=False)
+        self._is_terminal = stream.isatty()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
@@ -137,6 +148,8 @@ class Lines:
                     self._transfer(event)
                 case StageEnded():
                     self._end_progress()
+                case NetworkEnded():
+                    pass  # a notice says it in words
 
     def close(self) -> None:
         """Takes the live lines off the terminal."""
@@ -163,15 +176,10 @@ class Lines:
             elif self._level >= 1:
                 self._line(f"     {event.state} {event.digest[7:19]}")
             return
-        if not self._console.is_terminal:
+        if not self._is_terminal:
             return
         if self._progress is None:
-            columns = (
-                TextColumn("     {task.description}"),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-            )
-            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress = _live_lines(self._stream)
             self._progress.start()
         if event.digest not in self._tasks:
             label = f"{event.state} {event.digest[7:19]}"
@@ -183,6 +191,20 @@ class Lines:
             self._progress.stop()
         self._progress = None
         self._tasks.clear()
+
+
+def _live_lines(stream: TextIO) -> Progress:
+    # It takes long to load, and most builds have nothing to show with it.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("     {task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+    )
+    console = Console(file=stream, highlight=False, markup=False)
+    return Progress(*columns, console=console, transient=True)
 
 
 def printable(text: str) -> str:

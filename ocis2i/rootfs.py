@@ -204,6 +204,11 @@ class Rootfs:
         answer = self._agent.request("look", root=self._top, paths=list(paths))
         return list(answer["modes"])
 
+    def places(self, paths: Sequence[str]) -> list[str]:
+        """Where each path leads inside the tree, links followed also to what is not there."""
+        answer = self._agent.request("look", root=self._top, paths=list(paths))
+        return list(answer["places"])
+
     def remove(self, path: str) -> None:
         """Removes a file or tree from the container; while it is mounted."""
         self._agent.request("drop", root=self.path, path=path)

@@ -30,6 +30,7 @@ DESTINATION_VARIABLE = "STI_LOCATION"
 DEFAULT_DESTINATION = "/tmp"  # noqa: S108 - a path inside the image, fixed by the contract
 IMAGE_METADATA_PATH = "/tmp/.s2i/image_metadata.json"  # noqa: S108 - likewise
 IMAGE_URL_PREFIX = "image://"
+DEFAULT_IMAGE_SCRIPTS_URL = "image:///usr/libexec/s2i"
 
 SOURCE_SCRIPT_DIRECTORIES = (".s2i/bin", ".sti/bin")
 SCRIPT_NAMES = ("assemble", "run", "save-artifacts", "assemble-runtime", "usage")
@@ -143,9 +144,11 @@ def clean_scripts_url(url: str) -> str:
 
 def image_directory(url: str) -> str | None:
     """The absolute directory inside the image that an `image:` URL names; None for other URLs."""
-    if not url.startswith(IMAGE_URL_PREFIX):
+    # Schemes are the same in capitals (RFC 3986, 3.1); upstream finds them so, and then trips.
+    length = len(IMAGE_URL_PREFIX)
+    if url[:length].lower() != IMAGE_URL_PREFIX:
         return None
-    return absolute_path(url.removeprefix(IMAGE_URL_PREFIX))
+    return absolute_path(url[length:])
 
 
 def absolute_path(path: str, below: str = "/") -> str:
@@ -218,6 +221,15 @@ def absolute_flag(path: str | None, flag: str) -> str | None:
     if _as_utf8(path) != path:
         raise UsageError(f"{flag} is `{path}`", hint="an image config holds UTF-8 alone")
     return path.rstrip("/") or "/"
+
+
+def user_flag(user: str | None, flag: str) -> str | None:
+    """The value of a flag that names a user; raises `UsageError`."""
+    try:
+        parse_user(user or "")
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error.message}", hint=error.hint) from error
+    return user
 
 
 def merge_environment(image_env: Sequence[str], *layers: Mapping[str, str]) -> tuple[str, ...]:
@@ -401,9 +413,15 @@ def resolve_user(text: str, passwd: str, group: str) -> Identity:
 
     A number is always an id. Without an entry in passwd its group is 0 and its home `/`.
     Supplementary groups count only when no group was given (`GetExecUser` of moby/sys/user).
-    Raises `ImageError` for a name that is not there.
+    Raises `ImageError` for a name that is not there, or for what is no name.
     """
-    spec = parse_user(text)
+    try:
+        spec = parse_user(text)
+    except UsageError as error:  # what is typed is read before there is an image
+        raise ImageError(
+            f"the image has an {error.message}",
+            hint="give the number of the user, such as --assemble-user 1001",
+        ) from error
     number = _number(spec.user) if spec.user else 0
     entry = _find_passwd(spec.user, number, passwd)
     if entry is None and number is None:

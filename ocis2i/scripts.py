@@ -34,7 +34,8 @@ from ocis2i.s2i import (
     redact_url,
 )
 from ocis2i.sources import SourceTree
-from ocis2i.sources.local import copy_file, find_real, open_directory, open_real, read_text, shown
+from ocis2i.sources.local import copy_file
+from ocis2i.sources.paths import find_real, open_directory, open_real, read_text, shown
 
 ENVIRONMENT_LIMIT = 1 << 20
 SCRIPT_MODE = 0o755

@@ -19,12 +19,12 @@ from ocis2i.isolation.buildah import Buildah
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.chroot import Chroot, chroot_refusal
 from ocis2i.isolation.ground import Ground
-from ocis2i.isolation.in_place import InPlace
+from ocis2i.isolation.in_place import InPlace, in_place_refusal, root_is_read_only
 from ocis2i.isolation.ladder import Finding, Refused, choose_executor
 from ocis2i.isolation.network import RESOLVERS
 from ocis2i.isolation.place import find_place
 from ocis2i.isolation.programs import OciProgram
-from ocis2i.isolation.sentences import refusal
+from ocis2i.isolation.sentences import Refusal, refusal
 from ocis2i.isolation.tried import Tried
 from ocis2i.proc import find_program
 from ocis2i.rootfs import choose_kind
@@ -182,16 +182,19 @@ def session(
     """
     search_path = settings.environment.get("PATH")
     weak = weak_way(isolation, settings)
-    if weak == "chroot":
-        check_chroot()
     if weak:
+        check_weak(weak)
+        # What a script leaves running comes to us when the agent was killed, and is ended then.
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         # A script may be of the same user: our memory has credentials in it (ptrace(2)).
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     ids: Literal["auto", "none"] = "none" if weak else "auto"
     buildah_mode = settings.environment.get("OCIS2I_BUILDAH_ISOLATION")
     with store.in_use(), store.new_build() as (directory, lock):
         try:
-            with agent(search_path=search_path, keep_open=(lock.fileno(),), ids=ids) as running:
+            with agent(
+                search_path=search_path, keep_open=(lock.fileno(),), ids=ids, store=directory
+            ) as running:
                 _announce(running.ground, report)
                 kind: RootfsKind = "copy"
                 if weak:
@@ -200,7 +203,8 @@ def session(
                     kind = choose_kind(running, directory, settings.rootfs, report)
                 yield Session(running, directory, search_path, kind, buildah_mode, weak)
                 running.request("release", build=str(directory))
-                running.request("remove", parent=str(directory.parent), name=directory.name)
+                for path in set(directory.iterdir()) - {directory / lock.path.name}:
+                    running.request("remove", parent=str(directory), name=path.name)
         except BaseException:
             remove_leftovers([directory], search_path=search_path)
             raise
@@ -224,13 +228,17 @@ def weak_way(isolation: str | None, settings: Settings) -> Weak | None:
         return "chroot"
 
 
-def check_chroot() -> None:
-    """Raises `IsolationError` where this process has not the rights that chroot takes."""
-    reason = chroot_refusal(Path("/proc/self/status").read_text())
-    if reason:
-        why = refusal("no-capability", find_place(), said=reason)
+def check_weak(weak: Weak) -> None:
+    """Raises `IsolationError` where this way without namespaces cannot be taken."""
+    place = find_place()
+    why: Refusal | None = None
+    if weak == "in-place":
+        why = in_place_refusal(place, read_only=root_is_read_only())
+    elif reason := chroot_refusal(Path("/proc/self/status").read_text()):
+        why = refusal("no-capability", place, said=reason)
+    if why:
         raise IsolationError(
-            f"isolation `chroot` cannot be used: {why.text}", hint=why.way_out.hint
+            f"isolation `{weak}` cannot be used: {why.text}", hint=why.way_out.hint
         )
 
 

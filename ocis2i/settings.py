@@ -48,11 +48,7 @@ class Settings:
         `root` and `rootfs` (flags) win over the environment. Raises `UsageError`.
         """
         home = Path(environ.get("HOME") or "/")
-        data = Path(environ.get("XDG_DATA_HOME") or "")
-        if not data.is_absolute():  # then it does not count (XDG Base Directory Specification)
-            data = home / ".local/share"
-        chosen = root or environ.get("OCIS2I_ROOT")
-        store_root = Path(chosen or data / "ocis2i").absolute()
+        store_root = Path(root or environ.get("OCIS2I_ROOT") or _usual_store(environ)).absolute()
         limit = _number(environ, "OCIS2I_LAYER_LIMIT", "bytes", 1 << 62)
         return cls(
             store_root,
@@ -72,6 +68,19 @@ class Settings:
             if name in _PASSED_ON or name.startswith(("GIT_", "SSH_", "LC_"))
         }
         return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"} | kept | more
+
+
+def _usual_store(environ: Mapping[str, str]) -> Path:
+    data = Path(environ.get("XDG_DATA_HOME") or "")
+    # Else it does not count (XDG Base Directory Specification).
+    if data.is_absolute():
+        return data / "ocis2i"
+    if not environ.get("HOME"):
+        raise UsageError(
+            "there is no place for the store: HOME is not set",
+            hint="name a directory with --root or OCIS2I_ROOT, or set HOME",
+        )
+    return Path(environ["HOME"], ".local/share/ocis2i")
 
 
 _PASSED_ON = frozenset(

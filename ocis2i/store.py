@@ -503,7 +503,10 @@ class Store:
 
     @contextmanager
     def new_build(self) -> Iterator[tuple[Path, Lock]]:
-        """A new build's directory and its lock, held to the end. The caller empties it."""
+        """A new build's directory and its lock, held to the end. The caller empties it.
+
+        The lock's file goes last: NFS keeps an open file under another name, and its directory.
+        """
         path = self.root / "builds" / secrets.token_hex(6)
         scratch = self.new_scratch_directory()
         try:
@@ -518,6 +521,10 @@ class Store:
             yield path, lock
         finally:
             lock.release()
+            with contextlib.suppress(OSError):  # not emptied, or another one has removed it
+                if list(path.iterdir()) == [path / lock.path.name]:
+                    (path / lock.path.name).unlink()
+                path.rmdir()
 
 
 def artifacts_prefix(name: str) -> str:

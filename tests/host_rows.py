@@ -87,6 +87,13 @@ CELLS = (
         said="each build gets a copy of the image",
     ),
     Cell(
+        "store-of-one-owner",
+        "the store takes no files of other ids, as on NFS",
+        "a filter answers EPERM to chown with another id than root's",
+        by="builtin",
+        said="the store's file system does not take files of subordinate ids",
+    ),
+    Cell(
         "store-on-tmpfs",
         "the store on a tmpfs",
         "a tmpfs is mounted on the store",

@@ -16,10 +16,10 @@ errors reference manifest s2i mappings confidential settings events limits runne
 syscall_numbers seccomp syscalls fs proc net container_options allowed_hosts preferences
 forwarding relay proxy
 blobs leaks mirrors tar layers compression agent archives
-store auth registry transfer outputs images sources injections scripts download callback
+store auth registry transfer outputs images sources injections scripts download callback tools
 isolation volumes unpack rootfs artifacts session in_place
-rebuild s2ifile scaffold spec refusals hidden container incremental extended build launch prune
-dockerfile export report documents doctor completion commands cli __main__
+rebuild s2ifile scaffold spec refusals hidden container incremental extended inputs result
+build launch prune dockerfile export report documents doctor completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.

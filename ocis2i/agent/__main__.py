@@ -35,6 +35,7 @@ from ocis2i.agent import (
     namespaces,
     network,
     owners,
+    placing,
     program,
     running,
     transfer,
@@ -105,7 +106,7 @@ class Agent:
         """Mounts the base and makes the writable side of a build, or its copy."""
         build = request["build"]
         lowers = [mounts.LowerLayer(path, *map(tuple, more)) for path, *more in request["lowers"]]
-        targets = [mounts.Target(*target) for target in request["targets"]]
+        targets = [placing.Target(*target) for target in request["targets"]]
         if not request.get("copied"):
             return {"ours": mounts.prepare(build, lowers, targets)}
         changes.raise_file_limit()
@@ -126,6 +127,10 @@ class Agent:
         """Tries overlayfs on the file system of `directory`: why it is no use, or `null`."""
         return {"refusal": mounts.overlay_refusal(request["directory"])}
 
+    def owners(self, request: Request, _: list[int]) -> Reply:
+        """Tries to give a file in `directory` to another id: why that is refused, or `null`."""
+        return {"refusal": owners.giving_refusal(request["directory"])}
+
     def extract(self, request: Request, fds: list[int]) -> Reply:
         """Extracts the artifacts in the tar `fds[0]` into the new directory `into`."""
         limits = unpack.Limits(request["size_limit"], request["entry_limit"])
@@ -140,9 +145,9 @@ class Agent:
 
     def place(self, request: Request, _: list[int]) -> Reply:
         """Moves uploads into the writable side."""
-        uploads = [mounts.Upload(*upload) for upload in request["uploads"]]
+        uploads = [placing.Upload(*upload) for upload in request["uploads"]]
         session = request.get("session") or request["build"]
-        done = mounts.place(session, request["build"], uploads)
+        done = placing.place(session, request["build"], uploads)
         for upload, path in zip(uploads, done.paths, strict=True):
             self._placed.note(request["build"], [path], done.made, (upload.uid, upload.gid))
         return _placed(done)
@@ -151,13 +156,13 @@ class Agent:
         """Copies the host's file `source` into the writable side."""
         build, source, path = (request[key] for key in ("build", "source", "path"))
         owner = (request["uid"], request["gid"])
-        done = mounts.put_file(build, source, path, owner, request["mode"])
+        done = placing.put_file(build, source, path, owner, request["mode"])
         self._placed.note(build, done.paths, done.made, owner)
         return _placed(done)
 
     def make(self, request: Request, _: list[int]) -> Reply:
         """Makes a directory in the writable side, with those above it."""
-        made = mounts.make_directory(request["build"], request["path"])
+        made = placing.make_directory(request["build"], request["path"])
         self._placed.note(request["build"], [], made)
         return {"made": _names(made)}
 
@@ -212,7 +217,7 @@ class Agent:
 
     def read(self, request: Request, _: list[int]) -> Reply:
         """Reads a small regular file inside `root`, or its `head`; `null` when there is none."""
-        with mounts.opened(request["root"]) as root:
+        with tree.opened(request["root"]) as root:
             try:
                 fd = syscalls.open_in_root(
                     root, os.fsencode(request["path"]), os.O_RDONLY | os.O_NONBLOCK
@@ -237,18 +242,20 @@ class Agent:
         return {"text": data.decode(errors="surrogateescape")}
 
     def look(self, request: Request, _: list[int]) -> Reply:
-        """What kind of thing each of `paths` is inside `root`: its mode, or `null`."""
+        """What each of `paths` is inside `root`: its mode, or `null`; and the path it leads to."""
         modes: list[int | None] = []
-        with mounts.opened(request["root"]) as root:
-            for path in request["paths"]:
+        places: list[str] = []
+        with tree.opened(request["root"]) as root:
+            for path in map(os.fsencode, request["paths"]):
+                places.append(_leads_to(root, path))
                 try:
-                    fd = syscalls.open_in_root(root, os.fsencode(path), os.O_PATH)
+                    fd = syscalls.open_in_root(root, path, os.O_PATH)
                 except OSError:
                     modes.append(None)
                     continue
                 modes.append(os.fstat(fd).st_mode)
                 os.close(fd)
-        return {"modes": modes}
+        return {"modes": modes, "places": places}
 
     def network(self, request: Request, fds: list[int]) -> Reply:
         """Makes a network namespace; a listening socket of it goes through `fds[0]`."""
@@ -352,14 +359,14 @@ class Agent:
         What is mounted in it is detached first: its content is not ours to remove.
         """
         mounts.release(f"{request['parent']}/{request['name']}")
-        with mounts.opened(request["parent"]) as parent:
+        with tree.opened(request["parent"]) as parent:
             tree.remove_tree(parent, request["name"])
         return {}
 
     def drop(self, request: Request, _: list[int]) -> Reply:
         """Removes `path` inside the mounted tree `root`, links resolved in it; none is no error."""
         changes.raise_file_limit()
-        mounts.drop(request["root"], request["path"])
+        placing.drop(request["root"], request["path"])
         return {}
 
     def measure(self, request: Request, _: list[int]) -> Reply:
@@ -368,11 +375,19 @@ class Agent:
         return {"entries": entries, "size": size}
 
 
+def _leads_to(root: int, path: bytes) -> str:
+    """The path inside `root` that is meant, all links followed as far as they lead."""
+    try:
+        return f"/{os.fsdecode(tree.join(*tree.resolve(root, path)))}"
+    except OSError:  # a circle of links, or something below a file
+        return os.fsdecode(path)
+
+
 def _names(paths: tuple[bytes, ...]) -> list[str]:
     return [os.fsdecode(path) for path in paths]
 
 
-def _placed(done: mounts.Placed) -> Reply:
+def _placed(done: placing.Placed) -> Reply:
     return {"paths": _names(done.paths), "made": _names(done.made)}
 
 
@@ -382,6 +397,7 @@ _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
     "prepare": Agent.prepare,
     "occupy": Agent.occupy,
     "overlay": Agent.overlay,
+    "owners": Agent.owners,
     "place": Agent.place,
     "put": Agent.put,
     "make": Agent.make,

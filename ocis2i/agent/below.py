@@ -43,7 +43,7 @@ class Below(Protocol):
     def untouched(self, name: bytes, facts: os.stat_result) -> bool:
         """Whether nothing was done to the entry, as far as that can be told without its content."""
 
-    def same_directory(self, fd: int) -> bool:
+    def same_directory(self, fd: int, facts: os.stat_result) -> bool:
         """Whether the open directory has the attributes of this.
 
         The time alone is no change, making an entry in it sets that.
@@ -95,9 +95,8 @@ class Lower(Below):
         """Nothing is: it would not be in the upper directory."""
         return False
 
-    def same_directory(self, fd: int) -> bool:
-        one, other = os.fstat(fd), os.fstat(self._fd)
-        return _access(one) == _access(other) and image_xattrs(fd) == image_xattrs(
+    def same_directory(self, fd: int, facts: os.stat_result) -> bool:
+        return _access(facts) == _access(os.fstat(self._fd)) and image_xattrs(fd) == image_xattrs(
             self._fd, mounted=True
         )
 
@@ -204,11 +203,9 @@ class Before(Below):
         fact = self._entries.get(name)
         return fact is not None and fact.same_inode(facts)
 
-    def same_directory(self, fd: int) -> bool:
+    def same_directory(self, fd: int, facts: os.stat_result) -> bool:
         before = (self._fact.mode, self._fact.uid, self._fact.gid)
-        return before == _access(os.fstat(fd)) and self._fact.xattrs == image_xattrs(
-            fd, mounted=True
-        )
+        return before == _access(facts) and self._fact.xattrs == image_xattrs(fd, mounted=True)
 
     def same_link(self, name: bytes, facts: os.stat_result, target: bytes) -> bool:
         fact = self._alike(name, facts)

@@ -17,7 +17,7 @@ from ocis2i.agent.below import Before, Below, Contents, Lower
 from ocis2i.agent.failure import AgentError, explain
 from ocis2i.agent.owners import Owner, Owners
 from ocis2i.agent.snapshot import Snapshot, Xattrs
-from ocis2i.agent.tree import DIRECTORY, image_xattrs
+from ocis2i.agent.tree import DIRECTORY, image_xattrs, open_to_walk, readable
 from ocis2i.layers import Entry, Member, ReservedNameError, TarPolicy, Whiteout, encode_entry
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -106,10 +106,14 @@ def _write_content(change: Change, out: BinaryIO) -> int:
 
 
 class _Directory(NamedTuple):
-    """A directory of the walk: open, and what it merges with; `None`: with nothing."""
+    """A directory of the walk: open, what is said of it, and what it merges with, or nothing.
+
+    The `facts` are those from before its mode was changed to get into it.
+    """
 
     path: bytes
     fd: int
+    facts: os.stat_result
     below: Below | None
 
 
@@ -150,10 +154,11 @@ class Scanner:
 
     def scan(self) -> Iterator[Change]:
         """The changes, directories before what is in them, every ancestor of a change included."""
-        root = _Directory(b"", self._tree, self._below)
+        root = _Directory(b"", self._tree, os.fstat(self._tree), self._below)
         try:
             # The root is there in every image; it is an entry only when it was changed itself.
-            if b"" not in self._marks.unlisted and not self._below.same_directory(root.fd):
+            as_it_was = self._below.same_directory(root.fd, root.facts)
+            if b"" not in self._marks.unlisted and not as_it_was:
                 yield Change(self._directory_entry(root, new=False))
             yield from self._walk(root)
         finally:
@@ -198,16 +203,23 @@ class Scanner:
         self, parent: _Directory, name: bytes, path: bytes, facts: os.stat_result
     ) -> Iterator[Change]:
         try:
-            fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
+            fd = open_to_walk(parent.fd, name)
         except PermissionError:
             # Who may not look into it did not change it either.
             if parent.below is not None and parent.below.untouched(name, facts):
                 return
-            raise
+            with readable(parent.fd, name, facts):
+                fd = open_to_walk(parent.fd, name)
+                yield from self._enter(parent, name, _Directory(path, fd, facts, None))
+            return
+        yield from self._enter(parent, name, _Directory(path, fd, facts, None))
+
+    def _enter(self, parent: _Directory, name: bytes, directory: _Directory) -> Iterator[Change]:
+        path, fd = directory.path, directory.fd
         below = parent.below.enter(name) if parent.below else None
         try:
             opaque = below is not None and below.replaced(fd)
-            here = _Directory(path, fd, None if opaque else below)
+            here = directory._replace(below=None if opaque else below)
             kept = len(self._waiting)
             if path not in self._marks.unlisted:
                 new = opaque or below is None
@@ -223,7 +235,7 @@ class Scanner:
     def _list_directory(self, here: _Directory, *, new: bool, opaque: bool) -> Iterator[Change]:
         """The directory's own entry, at once or waiting for a change in it."""
         entry = self._directory_entry(here, new=new)
-        as_it_was = here.below is not None and here.below.same_directory(here.fd)
+        as_it_was = here.below is not None and here.below.same_directory(here.fd, here.facts)
         if as_it_was or here.path in self._marks.left_out:
             self._waiting.append(entry)
             return
@@ -233,7 +245,7 @@ class Scanner:
             yield Change(Whiteout(here.path, opaque=True))
 
     def _directory_entry(self, directory: _Directory, *, new: bool) -> Member:
-        facts = os.fstat(directory.fd)
+        facts = directory.facts
         owner = self._owners.real(directory.path, facts.st_uid, facts.st_gid, new=new)
         xattrs = image_xattrs(directory.fd, mounted=self._mounted)
         return _member(directory.path, tar.DIRECTORY, facts, owner, xattrs=xattrs)
@@ -276,13 +288,24 @@ class Scanner:
             return None
         if (facts.st_dev, facts.st_ino) in self._links:
             return self._named(directory, name, path, facts, tar.REGULAR)
-        fd = os.open(name, _FILE, dir_fd=directory.fd)
-        xattrs = image_xattrs(fd, mounted=self._mounted)
+        fd, xattrs = self._open(directory, name, facts)
         below = directory.below
         if below is not None and below.same_file(name, facts, fd, xattrs):
             os.close(fd)
             return None
         return self._named(directory, name, path, facts, tar.REGULAR, xattrs=xattrs, fd=fd)
+
+    def _open(
+        self, directory: _Directory, name: bytes, facts: os.stat_result
+    ) -> tuple[int, Xattrs]:
+        """A regular file, also one that its owner, who is us, may not read."""
+        try:
+            fd = os.open(name, _FILE, dir_fd=directory.fd)
+        except PermissionError:
+            with readable(directory.fd, name, facts):
+                fd = os.open(name, _FILE, dir_fd=directory.fd)
+                return fd, image_xattrs(fd, mounted=self._mounted)
+        return fd, image_xattrs(fd, mounted=self._mounted)
 
     def _named(
         self,

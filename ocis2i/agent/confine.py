@@ -16,6 +16,8 @@ from typing import Any
 _MEMORY_SECONDS, _TASKS_SECONDS = 0.25, 1.0
 # The first process of a container may be ours.
 _OURS = 1
+# Where containers have file systems in memory.
+_IN_MEMORY = ("/dev", "/dev/shm")  # noqa: S108 - nothing is put there
 
 Wish = dict[str, Any]
 
@@ -64,10 +66,15 @@ class Watch:
     def _judge(self, found: Sequence[str]) -> str | None:
         if self._tasks is not None and sum(map(_threads, found)) - _OURS > self._tasks:
             return "tasks"
-        if self._memory is None or sum(map(_private_bytes, found)) <= self._memory:
+        if self._memory is None:
             return None
-        # What a fork shares was counted for each: only now the slow, exact way is worth it.
-        return "memory" if sum(map(_share_bytes, found)) > self._memory else None
+        files = _files_bytes(found)
+        if sum(map(_resident_bytes, found)) + files <= self._memory:
+            return None
+        # What processes share was counted for each: only now the slow, exact way is worth it.
+        private, shared = map(sum, zip(*map(_parts_bytes, found), strict=True))
+        # A file in memory that is mapped is in both: the lesser part is not counted twice.
+        return "memory" if private + max(shared, files) > self._memory else None
 
 
 # For what nobody gave a limit.
@@ -82,18 +89,51 @@ def _threads(name: str) -> int:
         return 0
 
 
-def _private_bytes(name: str) -> int:
-    return _kibibytes(f"/proc/{name}/status", b"RssAnon:")
+def _resident_bytes(name: str) -> int:
+    """What a process has, and all that it shares with others as well."""
+    fields = _kibibytes(f"/proc/{name}/status")
+    return fields.get(b"RssAnon:", 0) + fields.get(b"RssShmem:", 0)
 
 
-def _share_bytes(name: str) -> int:
-    return _kibibytes(f"/proc/{name}/smaps_rollup", b"Pss_Anon:", b"Pss:")
+def _parts_bytes(name: str) -> tuple[int, int]:
+    """What is a process's own, and its part of the memory that several have mapped."""
+    fields = _kibibytes(f"/proc/{name}/smaps_rollup")
+    if b"Pss_Anon:" in fields:  # Linux 5.4
+        return fields[b"Pss_Anon:"], fields[b"Pss_Shmem:"]
+    if b"Pss:" in fields:
+        return fields[b"Pss:"], 0
+    return _kibibytes(f"/proc/{name}/status").get(b"RssAnon:", 0), 0
 
 
-def _kibibytes(path: str, *keys: bytes) -> int:
+def _kibibytes(path: str) -> dict[bytes, int]:
+    """The sizes in a file of /proc, in bytes; none for a process that is gone."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        fields = {words[0]: words[1] for line in file if len(words := line.split()) > 1}
-        for key in keys:
-            if key in fields:
-                return int(fields[key]) << 10
-    return 0
+        lines = [line.split() for line in file]
+        # A process may call itself what it likes: its name is in there as well.
+        sizes = [words for words in lines if words[2:] == [b"kB"] and words[1].isdigit()]
+        return {words[0]: int(words[1]) << 10 for words in sizes}
+    return {}
+
+
+def _files_bytes(names: Sequence[str]) -> int:
+    """What lies in the containers' own file systems in memory, whether it is mapped or not."""
+    # The host's are not theirs: the container runtime sees those until it has entered the tree.
+    known = {_device(path) for path in ("/", *_IN_MEMORY)}
+    found: dict[int, int] = {}
+    for root in (f"/proc/{name}/root" for name in names):
+        tree = _device(f"{root}/")
+        for path in (root + place for place in _IN_MEMORY):
+            device = _device(path)
+            # A directory of the tree, as without namespaces, is on its disk.
+            if device is not None and device not in (tree, *known, *found):
+                with contextlib.suppress(OSError):
+                    facts = os.statvfs(path)
+                    found[device] = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+    return sum(found.values())
+
+
+def _device(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None

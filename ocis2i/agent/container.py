@@ -22,10 +22,9 @@ from typing import Any, NoReturn
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError
-from ocis2i.agent.mounts import opened
 from ocis2i.agent.namespaces import be_alone_as
 from ocis2i.agent.owners import ROOT, give, squashed
-from ocis2i.agent.tree import join, resolve
+from ocis2i.agent.tree import join, opened, resolve
 
 _NAMESPACES = {
     "mount": syscalls.CLONE_NEWNS,
@@ -103,7 +102,7 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         _, status = os.waitpid(init, 0)
         _exit_like(status)
     except Exception as error:  # noqa: BLE001 - a forked child never returns into the agent's loop
-        _complain(errors, "isolation", f"the container cannot be set up: {error}")
+        _explain(errors, "the container cannot be set up", error)
 
 
 def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
@@ -122,7 +121,7 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
             if pid == payload:
                 _exit_like(status)
     except Exception as error:  # noqa: BLE001 - a forked child never returns into the agent's loop
-        _complain(errors, "isolation", f"the container cannot be set up: {error}")
+        _explain(errors, "the container cannot be set up", error)
 
 
 def _leave(namespaces: list[dict[str, str]]) -> None:
@@ -156,6 +155,19 @@ def _close_stdio() -> None:
 def _exit_like(status: int) -> NoReturn:
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
+
+
+# user_namespaces(7), namespaces(7): also for those that are nested too deep.
+_NO_MORE = (errno.ENOSPC, errno.EUSERS)
+
+
+def _explain(errors: int, what: str, error: Exception) -> NoReturn:
+    if isinstance(error, OSError) and error.errno in _NO_MORE and error.filename == "unshare":
+        said = "this host allows no (more) namespaces, and a container takes some"
+        # As in `ocis2i.isolation.sentences`, which the agent does not have.
+        hint = "raise the sysctls user.max_*_namespaces, or start ocis2i further out where user "
+        _complain(errors, "isolation", f"{what}: {said}", f"{hint}namespaces are nested")
+    _complain(errors, "isolation", f"{what}: {error}")
 
 
 def _complain(errors: int, kind: str, message: str, hint: str | None = None) -> NoReturn:
@@ -294,7 +306,7 @@ def turn_into(
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
             set_filter(config)
     except Exception as error:  # noqa: BLE001 - likewise
-        _complain(errors, "isolation", f"the payload cannot be prepared: {error}")
+        _explain(errors, "the payload cannot be prepared", error)
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:

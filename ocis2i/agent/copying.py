@@ -19,17 +19,12 @@ from typing import NamedTuple
 from ocis2i import syscalls
 from ocis2i.agent.below import Contents, same_content
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.mounts import (
-    LowerLayer,
-    Side,
-    Target,
-    make_build,
-    make_targets,
-    opened,
-)
+from ocis2i.agent.mounts import LowerLayer
 from ocis2i.agent.owners import give, give_entry
+from ocis2i.agent.placing import Target, make_targets
+from ocis2i.agent.sides import Side, make_build
 from ocis2i.agent.snapshot import Fact, Snapshot, Xattrs, settle, take
-from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, image_xattrs, join
+from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, image_xattrs, join, opened
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

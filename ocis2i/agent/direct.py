@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 from ocis2i import syscalls
 from ocis2i.agent.container import LINKS, started, turn_into
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.mounts import opened
 from ocis2i.agent.tree import (
     DIRECTORY,
     Attributes,
     open_regular,
+    opened,
     remove_tree,
     resolve,
     times_kept,
@@ -54,7 +54,8 @@ def start(config: Config, stdio: list[int], *, root: str | None) -> int:
     """
     # A filter takes no_new_privs, or rights that nobody has here.
     config = {**config, "process": {**config["process"], "noNewPrivileges": True}}
-    become = _stay if root is None else _entering(root)
+    agent = os.getpid()
+    become = _staying(agent) if root is None else _entering(root, agent)
 
     def child(errors: int) -> NoReturn:
         for number, fd in enumerate(stdio):
@@ -64,13 +65,17 @@ def start(config: Config, stdio: list[int], *, root: str | None) -> int:
     return started(child)
 
 
-def _stay(process: Config) -> None:
+def _staying(agent: int) -> Callable[[Config], None]:
     """Keeps the user and gives up what a user of containers has not."""
-    _drop(_mask(process) & _permitted())
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def become(process: Config) -> None:
+        _drop(_mask(process) & _permitted())
+        _die_with(agent)
+
+    return become
 
 
-def _entering(root: str) -> Callable[[Config], None]:
+def _entering(root: str, agent: int) -> Callable[[Config], None]:
     """Goes into the tree for good, then becomes the user."""
 
     def become(process: Config) -> None:
@@ -84,9 +89,16 @@ def _entering(root: str) -> Callable[[Config], None]:
         os.setresuid(user["uid"], user["uid"], user["uid"])
         _set(mask if user["uid"] == 0 else 0)
         # After the change of ids, which clears it (prctl(2)).
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        _die_with(agent)
 
     return become
+
+
+def _die_with(agent: int) -> None:
+    """The end of the agent is the end of this process: there is no pid namespace to see to it."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != agent:  # it was faster
+        os._exit(1)
 
 
 def _mask(process: Config) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from ocis2i.agent.direct import KERNELS_PLACES
-from ocis2i.agent.failure import AgentError
-from ocis2i.agent.mounts import mountinfo, opened, unescaped
+from ocis2i.agent.mounts import mountinfo, unescaped
 from ocis2i.agent.owners import Owner, Owners
 from ocis2i.agent.snapshot import BY_NUMBER, Snapshot, settle, take
+from ocis2i.agent.tree import opened
 
 # Reading stops to be worth it: what is larger, or comes later, is in the layer when it is touched.
 _LARGEST_BYTES = 64 << 20
@@ -27,11 +28,10 @@ _STACKED = (b"overlay", b"fuse.fuse-overlayfs", b"aufs")
 
 
 class Mount(NamedTuple):
-    """A line of proc_pid_mountinfo(5): where, of which type, and whether nothing can be written."""
+    """A line of proc_pid_mountinfo(5): where, and of which type."""
 
     path: bytes
     kind: bytes
-    read_only: bool
 
 
 class Container(NamedTuple):
@@ -42,12 +42,10 @@ class Container(NamedTuple):
 
 
 def prepare(build: str, skipped: Iterable[str]) -> Container:
-    """Looks at the whole container but for what is mounted into it, and the paths `skipped`.
-
-    Raises `AgentError` of kind `isolation` where its files cannot be changed.
-    """
+    """Looks at the whole container but for what is mounted into it, and the paths `skipped`."""
+    sys.dont_write_bytecode = True  # nothing shall be added to what is there
     mounts = tuple(read_mounts(mountinfo()))
-    kind = _check_root(mounts)
+    kind = [one.kind for one in mounts if one.path == b"/"][-1]  # the last one lies on top
     os.symlink("/", f"{build}/rootfs")
     places = {*KERNELS_PLACES, *(one.path for one in mounts), *map(os.fsencode, skipped)}
     with opened("/") as root:
@@ -90,25 +88,7 @@ def read_mounts(lines: Iterable[bytes]) -> Iterable[Mount]:
     """The mounts of proc_pid_mountinfo(5), a line each. Pure."""
     for line in lines:
         fields, _, more = line.partition(b" - ")
-        words = fields.split(b" ")
-        options = [*words[5].split(b","), *more.split(b" ")[-1].strip().split(b",")]
-        yield Mount(unescaped(words[4]), more.split(b" ")[0], b"ro" in options)
-
-
-def _check_root(mounts: Iterable[Mount]) -> bytes:
-    """The type of `/`; raises `AgentError` when it is read-only."""
-    kind = b""
-    for one in mounts:
-        if one.path == b"/":
-            kind = one.kind
-            if one.read_only:
-                raise AgentError(
-                    "isolation",
-                    "the root file system of this container is read-only, and --isolation "
-                    "in-place builds in it",
-                    "leave out readOnlyRootFilesystem in the securityContext of this container",
-                )
-    return kind
+        yield Mount(unescaped(fields.split(b" ")[4]), more.split(b" ")[0])
 
 
 class Suspects:

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError
-from ocis2i.agent.mounts import opened
 from ocis2i.agent.owners import give
-from ocis2i.agent.tree import DIRECTORY, Attributes, clear_name, join, open_regular, resolve
+from ocis2i.agent.tree import DIRECTORY, Attributes, clear_name, join, open_regular, opened, resolve
 from ocis2i.agent.tree import write_file as copy_file
 
 # Of all injections of a build.

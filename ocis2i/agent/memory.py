@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 
 from ocis2i import syscalls
-from ocis2i.agent.mounts import opened
+from ocis2i.agent.tree import opened
 
 SIZE_LIMIT = 64 << 20
 

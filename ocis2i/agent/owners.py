@@ -39,6 +39,26 @@ def give_entry(directory: int, name: bytes | str, uid: int, gid: int) -> None:
         os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
 
 
+def giving_refusal(directory: str) -> str | None:
+    """Why no file in `directory` can be given to another id, by trying; or `None`.
+
+    A server of NFS lets only its own root do that, and root of a user namespace is not.
+    """
+    path = f"{directory}/try-owner"
+    try:
+        # Closed before it is unlinked: NFS keeps open files, under another name.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return None  # about the disk; who has something to write there will say so
+    try:
+        os.chown(path, 1, 1)
+    except OSError as error:
+        return error.strerror
+    finally:
+        os.unlink(path)
+    return None
+
+
 class Owners:
     """Whose an entry of a layer is: on a disk that remembers, who the disk says."""
 

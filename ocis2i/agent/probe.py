@@ -23,7 +23,8 @@ if __name__ == "__main__":
 
 from ocis2i import syscalls
 from ocis2i.agent import mounts, namespaces
-from ocis2i.agent.tree import remove_tree
+from ocis2i.agent.sides import make_build
+from ocis2i.agent.tree import opened, remove_tree
 
 Facts = dict[str, Any]
 
@@ -188,7 +189,7 @@ def overlay(directory: str, way: str, program: str) -> Facts:
         raise ProbeError("overlay", None, refusal)
     here = f"{directory}/try-execute"
     try:
-        mounts.make_build(here, ("layers", "base", "upper", "work", "rootfs"))
+        make_build(here, ("layers", "base", "upper", "work", "rootfs"))
         for name in ("layers/0", "shim"):
             os.mkdir(f"{here}/{name}")
         _write_program(f"{here}/layers/0/true", program)
@@ -249,7 +250,7 @@ def _takes_attributes(here: str) -> bool:
 
 
 def _remove(directory: str, here: str) -> None:
-    with contextlib.suppress(OSError), mounts.opened(directory) as above:
+    with contextlib.suppress(OSError), opened(directory) as above:
         remove_tree(above, os.path.basename(here))
 
 

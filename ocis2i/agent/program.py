@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from ocis2i import syscalls
 from ocis2i.agent.container import NOT_INHERITED, mount_into
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.mounts import opened
-from ocis2i.agent.tree import DIRECTORY, join, resolve, times_kept
+from ocis2i.agent.tree import DIRECTORY, join, opened, resolve, times_kept
 
 
 class View(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 from ocis2i.agent.confine import IDLE, Watch
 from ocis2i.agent.failure import AgentError
 from ocis2i.agent.wire import receive
+
+_MOST_LOOKS = 100
+_PAUSE_SECONDS = 0.002
 
 
 def wait_for(
@@ -78,14 +82,20 @@ def _pause(latest: float | None, watch: Watch) -> float | None:
 def _take(message: dict[str, Any], *, contained: bool) -> None:
     if message.get("op") == "signal":
         signal_container(int(message["number"]), contained=contained)
+        # Whoever has stopped itself hears of a signal only when it goes on.
+        signal_container(signal.SIGCONT, contained=contained)
 
 
 class Task(NamedTuple):
-    """A process: its number and its parent's as /proc has them, and in each pid namespace."""
+    """A process: its number and its parent's as /proc has them, and in each pid namespace.
+
+    `still`: it is stopped or dead, and starts nothing.
+    """
 
     pid: int
     parent: int
     numbers: tuple[int, ...]
+    still: bool = False
 
 
 def signal_container(number: int, *, contained: bool = True) -> None:
@@ -151,31 +161,69 @@ def _read_task(name: str) -> Task | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     numbers = tuple(map(int, facts[b"NSpid"].split()))
-    return Task(int(facts[b"Pid"]), int(facts[b"PPid"]), numbers)
+    state = facts[b"State"].split()[0]
+    # Threads go on when the first of them has ended.
+    still = state in (b"T", b"t") or (state in (b"Z", b"X") and int(facts[b"Threads"]) <= 1)
+    return Task(int(facts[b"Pid"]), int(facts[b"PPid"]), numbers, still)
 
 
 def kill_descendants() -> None:
     """Ends all that is left below this process, which orphans come to (PR_SET_CHILD_SUBREAPER).
 
-    A process that forks while it is looked for is found in the next round.
+    All are stopped before one is killed, or a fork bomb would put others in the places that get
+    free. The dead are not collected meanwhile either: they take up places.
     """
-    while True:
-        try:
+    try:
+        while reap():
+            _stop_descendants()
             signal_container(signal.SIGKILL, contained=False)
-        except PermissionError as error:
-            raise AgentError(
-                "isolation", "a process that the script left behind cannot be ended"
-            ) from error
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
+            time.sleep(_PAUSE_SECONDS)
+    except PermissionError as error:
+        raise AgentError(
+            "isolation", "a process that the script left behind cannot be ended"
+        ) from error
+
+
+def _stop_descendants() -> None:
+    """Stops them, until two looks show the same ones and all of them still."""
+    before: set[int] = set()
+    # One that waits in the kernel, as in vfork(2), stops later: it can be killed all the same.
+    for _ in range(_MOST_LOOKS):
+        _stop_orphans()
+        level, found = _descendants(contained=False)
+        now = {task.pid for task in found}
+        moving = [task.numbers[level] for task in found if not task.still]
+        if not moving and now == before:
             return
+        before = now
+        for pid in moving:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
 
-def reap() -> None:
-    """Collects orphans: this process is the first of its pid namespace."""
+def _stop_orphans() -> None:
+    """Stops our own children, as fast as that can be.
+
+    Who forks and ends again and again is gone before all of /proc is read; but it is always here.
+    """
+    seen: set[bytes] = set()
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb", buffering=0) as children:
+            while new := [name for name in children.read().split() if name not in seen]:
+                for name in reversed(new):  # the last one is the youngest
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(name), signal.SIGSTOP)
+                seen.update(new)
+                children.seek(0)
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return
+
+
+def reap() -> bool:
+    """Collects orphans, which come to this process; whether it has children that live."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        return
+        return False
+    return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ocis2i import syscalls
-from ocis2i.agent.tree import DIRECTORY, image_xattrs
+from ocis2i.agent.tree import DIRECTORY, image_xattrs, open_to_walk
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 HashIf = Callable[[bytes, os.stat_result], bool]
@@ -93,7 +93,8 @@ def take(
     """
     taker = _Taker(frozenset(skip), hash_if, births=births)
     facts = os.fstat(root_fd)
-    root = taker.directory(os.dup(root_fd), b"", facts)
+    # Opened anew: btrfs lists for a descriptor what was there when it was opened (Linux 6.5).
+    root = taker.directory(os.open(b".", DIRECTORY, dir_fd=root_fd), b"", facts)
     return Snapshot(root, taker.directories, taker.skipped, taker.latest_ns)
 
 
@@ -170,7 +171,7 @@ class _Taker:
 
     def _enter(self, parent: int, name: bytes, path: bytes, facts: os.stat_result) -> Fact:
         try:
-            fd = os.open(name, DIRECTORY, dir_fd=parent)
+            fd = open_to_walk(parent, name)
         except PermissionError:
             return self._fact(facts)
         return self.directory(fd, path, facts)

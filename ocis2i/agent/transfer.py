@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 from ocis2i import syscalls
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.mounts import changed, opened, shown
 from ocis2i.agent.owners import give, give_entry
+from ocis2i.agent.sides import changed, shown
 from ocis2i.agent.tree import (
     DIRECTORY,
     Attributes,
     clear_name,
     join,
     open_regular,
+    opened,
     resolve,
     write_file,
 )

@@ -38,6 +38,16 @@ class Attributes(NamedTuple):
     mtime_ns: int
 
 
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A directory's descriptor, closed at the end."""
+    fd = os.open(path, DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def remove_tree(parent_fd: int, name: bytes | str) -> None:
     """Removes whatever `name` is, whatever its mode. A name that is not there is no error.
 
@@ -110,7 +120,7 @@ def remove_merged(parent_fd: int, name: bytes | str, depth: int = 0) -> None:
         return
     if depth > _DEEPEST:
         raise OSError(errno.ELOOP, f"directories lie deeper than {_DEEPEST} levels")
-    inner = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    inner = _open_to_empty(parent_fd, name)
     try:
         for entry in os.listdir(inner):
             remove_merged(inner, entry, depth + 1)
@@ -309,6 +319,36 @@ def read_xattrs(fd: int) -> list[tuple[bytes, bytes]]:
             if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES, errno.ENOTSUP):
                 raise
     return found
+
+
+def open_to_walk(parent: int, name: bytes) -> int:
+    """A directory, open, whose entries can be listed and looked at; or raises `PermissionError`."""
+    fd = os.open(name, DIRECTORY, dir_fd=parent)
+    try:
+        os.stat(b".", dir_fd=fd)  # who may list them may not always look at them
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def readable(parent: int, name: bytes, facts: os.stat_result) -> Iterator[None]:
+    """Lets us read a file or directory of our own meanwhile; afterwards its mode is as it was."""
+    mode = stat.S_IMODE(facts.st_mode)
+    wanted = 0o500 if stat.S_ISDIR(facts.st_mode) else 0o400
+    if mode & wanted == wanted or facts.st_uid != os.geteuid():
+        yield
+        return
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode | wanted)
+        try:
+            yield
+        finally:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def image_xattrs(fd: int, *, mounted: bool = False) -> tuple[tuple[bytes, bytes], ...]:

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
+from ocis2i.commands.container_flags import ContainerFlags, LimitFlags
 from ocis2i.commands.flags import (
-    ContainerFlags,
     DockerFlags,
     JsonFlags,
-    LimitFlags,
     PlatformFlags,
     PullFlags,
     TalkFlags,
     option,
 )
-from ocis2i.export import DEFAULT_IMAGE_SCRIPTS_URL
+from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
 from ocis2i.sources import DEFAULT_EXCLUDE
 
 _POLICIES = "always, never or if-not-present."

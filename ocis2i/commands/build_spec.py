@@ -18,7 +18,7 @@ from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
 from ocis2i.reference import Platform, Reference, parse_location
 from ocis2i.runner import Network
-from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file
+from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file, user_flag
 from ocis2i.settings import LAST_SECOND, Settings
 from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec, RuntimeSpec, SecretSpec
@@ -45,7 +45,7 @@ def build_spec(flags: BuildFlags, here: Context) -> BuildSpec:
             depth=flags.depth,
         ),
         scripts_url=flags.scripts_url,
-        assemble_user=flags.assemble_user,
+        assemble_user=user_flag(flags.assemble_user, "--assemble-user"),
         allowed_uids=parse_uid_ranges(flags.allowed_uids or ""),
         description=flags.description,
         application_name=flags.application_name,
@@ -61,7 +61,7 @@ def _runtime(flags: BuildFlags) -> RuntimeSpec | None:
         image=parse_location(flags.runtime_image),
         artifacts=_pairs(flags.runtime_artifact, "--runtime-artifact"),
         pull_policy=policy,
-        user=flags.assemble_runtime_user,
+        user=user_flag(flags.assemble_runtime_user, "--assemble-runtime-user"),
         run_nothing=not flags.assemble_runtime,
     )
 

@@ -1,4 +1,4 @@
-"""The verbs that make an image: build and rebuild."""
+"""The verb that makes an image: build."""
 
 from __future__ import annotations
 
@@ -9,33 +9,23 @@ import typer
 
 from ocis2i.build import BuildResult, build
 from ocis2i.callback import check_callback_url
-from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags, RebuildFlags
-from ocis2i.commands.build_spec import build_spec, common_spec
-from ocis2i.commands.context import (
-    Context,
-    State,
-    context,
-    print_json,
-    working_directory,
-)
-from ocis2i.commands.exporting import export_build
+from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
+from ocis2i.commands.build_spec import build_spec
+from ocis2i.commands.context import Context, context, working_directory
+from ocis2i.commands.state import State, print_json
+from ocis2i.commands.web import web
 from ocis2i.documents import result_document
 from ocis2i.errors import Interrupted, Ocis2iError, ScriptError, UsageError
 from ocis2i.events import ScriptOutput
 from ocis2i.images import PullPolicy, obtain
-from ocis2i.launch import LaunchSpec, launch
 from ocis2i.prune import discard
-from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
-from ocis2i.reference import Location, RegistryLocation, StoredLocation, parse_location
+from ocis2i.reference import StoredLocation
 from ocis2i.report import printable
 from ocis2i.runner import Stdio
-from ocis2i.s2ifile import command_line, merge, restore, save
-from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec
 
 
 def build_image(flags: BuildFlags, command: typer.Context) -> None:
-    """Build an image from a source and an S2I builder image."""
     if flags.use_config:
         _build_as_saved(command)
         return
@@ -47,17 +37,22 @@ def build_image(flags: BuildFlags, command: typer.Context) -> None:
     _check_conflicts(flags)
     with context(flags) as here:
         flags = _without_aliases(flags, here)
+        _warn_without_runtime(flags, here)
         spec = build_spec(flags, here)
         if State.when_valid:
             State.when_valid()
         if flags.as_dockerfile:
+            from ocis2i.commands.exporting import export_build  # noqa: PLC0415 - few want it
+
             export_build(spec, flags, here)
         else:
-            _run_build(spec, flags, here, run=flags.run)
+            run_build(spec, flags, here, run=flags.run)
 
 
 def _build_as_saved(command: typer.Context) -> None:
     """Runs the command again with what `.s2ifile` adds to its arguments, and saves them."""
+    from ocis2i.s2ifile import command_line, merge, restore, save  # noqa: PLC0415 - few want it
+
     known, given = command_line(command)
     directory = working_directory()
     merged = merge(restore(directory), given, known)
@@ -81,24 +76,25 @@ def _check_conflicts(flags: BuildFlags) -> None:
         )
     if flags.runtime_image == "":
         raise UsageError("--runtime-image is empty", hint="name an image, or leave it out")
-    runtime_flags = {"assemble_runtime_user", "runtime_policy", "assemble_runtime"}
-    if given := sorted(runtime_flags & flags.given if flags.runtime_image is None else ()):
-        name = f"--{given[0].replace('_', '-')}".replace(
-            "--runtime-policy", "--runtime-pull-policy"
-        )
-        raise UsageError(
-            f"{name} has no meaning without --runtime-image",
-            hint="name the image that the artifacts go to",
-        )
     if flags.as_dockerfile == "":
         raise UsageError("--as-dockerfile is empty", hint="name the Dockerfile to write")
-    if flags.runtime_artifact and not flags.runtime_image:
-        raise UsageError(
-            "--runtime-artifact has no meaning without --runtime-image",
-            hint="name the image that the artifacts go to",
-        )
     if flags.callback_url:
         check_callback_url(flags.callback_url)
+
+
+# What only a runtime image gives a meaning: upstream passes over it in silence.
+_OF_RUNTIME = {
+    "assemble_runtime_user": "--assemble-runtime-user",
+    "runtime_artifact": "--runtime-artifact",
+    "runtime_policy": "--runtime-pull-policy",
+    "assemble_runtime": "--assemble-runtime",
+}
+
+
+def _warn_without_runtime(flags: BuildFlags, here: Context) -> None:
+    given = [name for field, name in _OF_RUNTIME.items() if field in flags.given]
+    if given and flags.runtime_image is None:
+        here.recorder.warn(f"{', '.join(given)}: ignored without --runtime-image")
 
 
 def _without_aliases(flags: BuildFlags, here: Context) -> BuildFlags:
@@ -115,16 +111,17 @@ def _without_aliases(flags: BuildFlags, here: Context) -> BuildFlags:
 # --- carrying it out --------------------------------------------------------------------------
 
 
-def _run_build(
+def run_build(
     spec: BuildSpec, flags: CommonBuildFlags, here: Context, *, run: bool = False
 ) -> None:
-    with here.web() as web:
+    """Builds, and says what came of it."""
+    with web(here) as servers:
         try:
-            result = build(spec, replace(here.tools, download=web.download))
+            result = build(spec, replace(here.tools, download=servers.download))
         except Ocis2iError as error:
             # Who stops a build wants it to end, and not to wait for a server: it did not fail.
             if flags.callback_url and not isinstance(error, Interrupted):
-                web.call_back(flags.callback_url, success=False, labels={})
+                servers.call_back(flags.callback_url, success=False, labels={})
             raise
         previous = result.restored.digest if result.restored else None
         same = previous == result.encoded.descriptor.digest
@@ -133,10 +130,11 @@ def _run_build(
         messages: tuple[str, ...] = ()
         if flags.callback_url:
             labels = result.image.config.runtime.labels
-            messages = web.call_back(flags.callback_url, success=True, labels=labels)
+            messages = servers.call_back(flags.callback_url, success=True, labels=labels)
     digest = result.encoded.descriptor.digest
     if flags.as_json:
-        print_json(result_document(result, spec, here.recorder.stages, messages))
+        recorded = here.recorder
+        print_json(result_document(result, spec, recorded.stages, messages, recorded.network))
     else:
         print(f"{spec.name.name}@{digest}" if spec.name else digest)
     if run:
@@ -148,6 +146,8 @@ def _run_build(
 
 def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
     """Runs the image that was just built; its output goes to standard error."""
+    from ocis2i.launch import LaunchSpec, launch  # noqa: PLC0415 - few want it
+
     with here.store.in_use():
         digest = result.encoded.descriptor.digest
         image = obtain(StoredLocation(digest), None, PullPolicy.NEVER, here.tools.places)
@@ -167,57 +167,3 @@ def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
             script_exit_code=ran.exit_code,
             reason="RunFailed",
         )
-
-
-# --- rebuild ----------------------------------------------------------------------------------
-
-
-def rebuild_image(flags: RebuildFlags) -> None:
-    """Build an image again, from the commit and the builder that its labels name."""
-    if flags.callback_url:
-        check_callback_url(flags.callback_url)
-    with context(flags) as here:
-        location = parse_location(flags.image)
-        PullPolicy.parse(flags.runtime_policy)
-        tag = flags.tag or _tag_of(location, flags.image)
-        spec = common_spec(flags, here, builder=flags.image, tag=tag)
-        with here.store.in_use():
-            found = obtain(
-                location, spec.platform, spec.pull_policy, here.tools.places, layers=False
-            )
-        plan = plan_rebuild(flags.image, found.image.config.runtime)
-        digest = found.manifest.descriptor.digest
-        refuse_local_places(
-            flags.image,
-            plan,
-            built_from=here.store.built_from(digest),
-            built_with=here.store.built_with(digest),
-        )
-        for sentence in plan.warnings:
-            here.recorder.warn(sentence)
-        _run_build(_as_recorded(spec, plan, here), flags, here)
-
-
-def _tag_of(location: Location, text: str) -> str:
-    """The name of the result when none is given: the image's own."""
-    if not isinstance(location, RegistryLocation):
-        raise UsageError(
-            f"`{text}` is no name for the result", hint="write: ocis2i rebuild IMAGE NEW-TAG"
-        )
-    return str(location.reference) if location.explicit else text
-
-
-def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
-    return replace(
-        spec,
-        source=parse_source(
-            plan.source,
-            cwd=here.tools.cwd,
-            ref=plan.ref,
-            context_dir=plan.context_dir,
-            copy=plan.copy,
-        ),
-        builder=parse_location(plan.builder),
-        description=plan.description,
-        application_name=plan.application_name,
-    )

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ocis2i.auth import Keychain
-from ocis2i.build import Tools
-from ocis2i.callback import notify
 from ocis2i.commands.flags import RegistryFlags, RootfsFlags, StoreFlags, TalkFlags
-from ocis2i.download import ScriptDownloads
+from ocis2i.commands.state import ReaderGoneError, State
 from ocis2i.errors import UsageError
-from ocis2i.events import Report
 from ocis2i.images import Places
-from ocis2i.net import Http
 from ocis2i.registry import Registry
 from ocis2i.report import Lines, Quiet, Recorder
-from ocis2i.scripts import Download
 from ocis2i.settings import Settings
 from ocis2i.store import Store
-
-
-class ReaderGoneError(Exception):
-    """Nobody reads our output any more. Typer would end with 1 for the operating system's own."""
-
-
-class State:
-    """What the outermost function has to know of the command that ran: for its failure."""
-
-    root: str | None = None
-    log_level: int = 0
-    docker_only: tuple[str, ...] = ()
-    recorder: Recorder | None = None
-    as_json = False
-    # What is to be done once the arguments were found to be right.
-    when_valid: Callable[[], None] | None = None
-
-    @classmethod
-    def reset(cls) -> None:
-        """As before any command."""
-        cls.root, cls.log_level, cls.docker_only = None, 0, ()
-        cls.recorder, cls.as_json, cls.when_valid = None, False, None
+from ocis2i.tools import Tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +34,6 @@ class Context:
     def store(self) -> Store:
         """Where images are kept."""
         return self.tools.store
-
-    @contextmanager
-    def web(self) -> Iterator[Web]:
-        """A way to servers that are no registries, closed at the end."""
-        http = Http(self.tools.settings.environment, tls_verify=self.tls_verify)
-        try:
-            yield Web(http, self.recorder, ScriptDownloads(http, self.recorder))
-        finally:
-            http.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Web:
-    """Scripts from servers, and messages to them."""
-
-    http: Http
-    report: Report
-    download: Download
-
-    def call_back(self, url: str, *, success: bool, labels: Mapping[str, str]) -> tuple[str, ...]:
-        """Tells `url` how the build ended; the messages about it, which are no errors."""
-        return notify(url, success=success, labels=labels, http=self.http, report=self.report)
 
 
 @contextmanager
@@ -136,13 +86,3 @@ def working_directory() -> Path:
         raise UsageError(
             f"there is no current directory: {error.strerror}", hint="change to one that exists"
         ) from error
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """One JSON document on standard output."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:  # a path that is no UTF-8, or a terminal that is not
-        text = json.dumps(document, indent=2)
-    sys.stdout.write(text + "\n")

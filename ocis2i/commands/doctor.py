@@ -15,8 +15,8 @@ import typer
 
 from ocis2i import __version__
 from ocis2i.auth import Keychain
-from ocis2i.commands.context import State, print_json
 from ocis2i.commands.flags import JsonFlags, RegistryFlags, RootfsFlags, option
+from ocis2i.commands.state import State, print_json
 from ocis2i.doctor import Report, examine, registry_reference
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.ladder import Choice, Refused, Step, Wish, rung
@@ -63,7 +63,6 @@ class DoctorFlags(RootfsFlags, RegistryFlags, JsonFlags):
 
 
 def examine_host(flags: DoctorFlags) -> None:
-    """Say what builds can have on this host, and what would give them more."""
     State.as_json = flags.as_json
     settings = Settings.from_environ(os.environ, root=flags.root or State.root, rootfs=flags.rootfs)
     wish = Wish(flags.isolation or "auto", settings.rootfs, settings.allow_weak)

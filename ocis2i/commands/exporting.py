@@ -6,7 +6,10 @@ import sys
 from dataclasses import replace
 
 from ocis2i.commands.build_flags import BuildFlags
-from ocis2i.commands.context import Context, print_json
+from ocis2i.commands.context import Context
+from ocis2i.commands.state import print_json
+from ocis2i.commands.web import web
+from ocis2i.documents import VERSION
 from ocis2i.export import ExportSpec, export
 from ocis2i.spec import BuildSpec
 
@@ -48,11 +51,11 @@ def write_dockerfile(
     wanted: ExportSpec, path: str, here: Context, *, as_json: bool = False, quiet: bool = False
 ) -> None:
     """Writes a Dockerfile and its context, and says where it is."""
-    with here.web() as web, here.store.in_use():
-        written = export(wanted, path, replace(here.tools, download=web.download))
+    with web(here) as servers, here.store.in_use():
+        written = export(wanted, path, replace(here.tools, download=servers.download))
     if not quiet:
         sys.stderr.write(f"Application dockerfile generated in {written}\n")
     if as_json:
-        print_json({"version": 1, "state": "succeeded", "dockerfile": str(written)})
+        print_json({"version": VERSION, "state": "succeeded", "dockerfile": str(written)})
     else:
         print(written)

@@ -1,6 +1,6 @@
 """Flags as dataclasses: a field is an option, a base class the options that several verbs share.
 
-`verb` turns a function of such a dataclass into a command of the Typer application.
+`command_of` turns a function of such a dataclass into a command.
 """
 
 from __future__ import annotations
@@ -9,54 +9,43 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
+import typer.main
 
+from ocis2i.commands.signals import signals_raise
 from ocis2i.commands.words import Command
-from ocis2i.container_options import parse_security_options
-from ocis2i.limits import (
-    DEFAULT_TASKS,
-    Limits,
-    parse_duration,
-    parse_memory,
-    parse_processors,
-    parse_size,
-    parse_tasks,
-)
-from ocis2i.runner import Hardening
 
-F = TypeVar("F", bound=Callable[..., None])
+Verb = Callable[..., None]
 
 
-def verb(app: typer.Typer, name: str, **settings: Any) -> Callable[[F], F]:
-    """Registers `function(flags)` as the command `name`; its docstring is the help.
+def command_of(name: str, function: Verb, help: str, **settings: Any) -> Any:  # noqa: A002
+    """The command `name` that calls `function(flags)`, with the flags that its dataclass has.
 
     A function with a second parameter, `command`, gets Typer's context of the command there.
     """
+    kind = get_type_hints(function)["flags"]
+    with_command = "command" in inspect.signature(function).parameters
 
-    def register(function: F) -> F:
-        kind = get_type_hints(function)["flags"]
-        with_command = "command" in inspect.signature(function).parameters
-
-        def command(context: typer.Context, **values: Any) -> None:
-            given = [
-                name
-                for name in values
-                if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-            ]
-            flags = kind(**values, given=frozenset(given))
+    def command(context: typer.Context, **values: Any) -> None:
+        given = [
+            name
+            for name in values
+            if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        ]
+        flags = kind(**values, given=frozenset(given))
+        with signals_raise():
             function(flags, *([context] if with_command else []))
 
-        parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
-        parameters += _parameters(kind)
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
-        command.__doc__ = function.__doc__
-        app.command(name, cls=Command, **settings)(command)
-        return function
-
-    return register
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
+    parameters += _parameters(kind)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    # Typer makes a command of an application that has only one.
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=Command, help=help, **settings)(command)
+    return typer.main.get_command(alone)
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
@@ -169,82 +158,6 @@ class RootfsFlags(StoreFlags):
             "Default: $OCIS2I_ROOTFS, else auto.",
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContainerFlags(RootfsFlags):
-    """What a container gets."""
-
-    env: Annotated[
-        list[str] | None,
-        option("--env", "-e", metavar="NAME=VALUE", help="A variable; repeatable."),
-    ] = None
-    volume: Annotated[
-        list[str] | None,
-        option(
-            "--volume",
-            "-v",
-            metavar="SRC:DST[:ro]",
-            help="A directory or file of the host in the container, not in the image; repeatable.",
-        ),
-    ] = None
-    isolation: Annotated[
-        str | None,
-        option(
-            "--isolation",
-            metavar="NAME",
-            help="auto, runc, crun, builtin, buildah, chroot or in-place. Default: the strongest.",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitFlags(StoreFlags):
-    """What a container may use up, and what it is kept from."""
-
-    memory: Annotated[
-        str | None,
-        option("--memory", metavar="SIZE", help="The most memory, as 512m or 2g."),
-    ] = None
-    cpus: Annotated[
-        str | None, option("--cpus", metavar="NUMBER", help="How many processors, as 2 or 1.5.")
-    ] = None
-    pids_limit: Annotated[
-        str | None,
-        option(
-            "--pids-limit",
-            metavar="NUMBER",
-            help=f"The most processes and threads; -1: no limit. Default: {DEFAULT_TASKS}.",
-        ),
-    ] = None
-    timeout: Annotated[
-        str | None,
-        option("--timeout", metavar="TIME", help="How long it may run, as 90s, 10m or 1h30m."),
-    ] = None
-    security_opt: Annotated[
-        list[str] | None,
-        option(
-            "--security-opt",
-            metavar="NAME=VALUE",
-            help="seccomp=unconfined or no-new-privileges=false; repeatable.",
-        ),
-    ] = None
-
-    @property
-    def limits(self) -> Limits:
-        """The limits; raises `UsageError`."""
-        return Limits(
-            memory_bytes=parse_memory(self.memory),
-            processors=parse_processors(self.cpus),
-            tasks=parse_tasks(self.pids_limit),
-            seconds=parse_duration(self.timeout, "--timeout"),
-            output_bytes=parse_size(getattr(self, "output_limit", None), "--output-limit"),
-        )
-
-    @property
-    def hardening(self) -> Hardening:
-        """What it is kept from; raises `UsageError`."""
-        return parse_security_options(self.security_opt or ())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verbs for images of the store: pull, push, images, inspect, rm, prune, run."""
+"""The verbs for images of the store: pull, push, images, inspect, rm."""
 
 from __future__ import annotations
 
@@ -9,23 +9,13 @@ from typing import Annotated
 
 import typer
 
-from ocis2i.commands.context import context, print_json
-from ocis2i.commands.flags import (
-    ContainerFlags,
-    JsonFlags,
-    LimitFlags,
-    PlatformFlags,
-    PullFlags,
-    RegistryFlags,
-    TalkFlags,
-    option,
-)
-from ocis2i.documents import image_row, inspect_document
+from ocis2i.commands.context import context
+from ocis2i.commands.flags import JsonFlags, PlatformFlags, RegistryFlags, TalkFlags, option
+from ocis2i.commands.state import print_json
+from ocis2i.documents import VERSION, image_row, inspect_document
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.images import PullPolicy, from_store, inspect, obtain, push
-from ocis2i.launch import LaunchSpec, launch
 from ocis2i.outputs import Delivered
-from ocis2i.prune import prune
 from ocis2i.reference import (
     Digest,
     PathLocation,
@@ -36,9 +26,6 @@ from ocis2i.reference import (
     parse_location,
 )
 from ocis2i.report import human_size, table
-from ocis2i.runner import Stdio
-from ocis2i.s2i import absolute_flag, parse_variable
-from ocis2i.volumes import parse_volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +36,6 @@ class PullImageFlags(RegistryFlags, PlatformFlags, TalkFlags, JsonFlags):
 
 
 def pull_image(flags: PullImageFlags) -> None:
-    """Fetch an image from its registry into the store."""
     with context(flags) as here:
         location = parse_location(flags.image)
         wanted = Platform.parse(flags.platform) if flags.platform else None
@@ -76,7 +62,6 @@ class PushImageFlags(RegistryFlags, TalkFlags, JsonFlags):
 
 
 def push_image(flags: PushImageFlags) -> None:
-    """Send an image of the store to a registry, or write it to a path."""
     with context(flags) as here, here.store.in_use():
         found = from_store(_stored_name(flags.image), here.store)
         target = parse_location(flags.destination or flags.image)
@@ -88,7 +73,7 @@ def _print_place(place: Delivered, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "version": 1,
+                "version": VERSION,
                 "state": "succeeded",
                 "where": place.where,
                 "digest": str(place.digest),
@@ -116,11 +101,10 @@ class ListFlags(JsonFlags):
 
 
 def list_images(flags: ListFlags) -> None:
-    """List the images of the store."""
     with context(flags) as here, here.store.in_use():
         rows = [image_row(image, here.store) for image in here.store.images()]
         if flags.as_json:
-            print_json({"version": 1, "images": rows})
+            print_json({"version": VERSION, "images": rows})
             return
         heads = ("NAME", "DIGEST", "CREATED", "SIZE")
         lines = [
@@ -147,7 +131,6 @@ class InspectFlags(RegistryFlags, PlatformFlags, JsonFlags):
 
 
 def inspect_image(flags: InspectFlags) -> None:
-    """Show what an image is, as JSON."""
     with context(flags) as here, here.store.in_use():
         wanted = Platform.parse(flags.platform) if flags.platform else None
         manifest, raw_config, name = inspect(parse_location(flags.image), wanted, here.tools.places)
@@ -167,7 +150,6 @@ class RemoveFlags(JsonFlags):
 
 
 def remove_images(flags: RemoveFlags) -> None:
-    """Take images out of the store; `prune` frees their space."""
     with context(flags) as here, here.store.in_use():
         names = [_stored_name(image) for image in flags.images]
         for name in names:  # all or none
@@ -181,87 +163,4 @@ def remove_images(flags: RemoveFlags) -> None:
             if not flags.as_json:
                 print(name)
         if flags.as_json:
-            print_json({"version": 1, "removed": [str(name) for name in names]})
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneFlags(JsonFlags):
-    """`prune`."""
-
-    everything: Annotated[
-        bool, option("--all", help="Remove all images first: empties the store.")
-    ] = False
-
-
-def prune_store(flags: PruneFlags) -> None:
-    """Remove what nothing refers to: dead builds, blobs and layers out of use."""
-    with context(flags) as here:
-        done = prune(here.store, here.tools.settings, everything=flags.everything)
-        if done.busy:
-            here.recorder.warn(
-                "the store is in use: only dead builds were removed; try again later"
-            )
-        if flags.as_json:
-            print_json(
-                {
-                    "version": 1,
-                    "builds": done.builds,
-                    "blobs": done.blobs,
-                    "layers": done.layers,
-                    "leftovers": done.leftovers,
-                    "bytes": done.blob_bytes,
-                    "busy": done.busy,
-                }
-            )
-        else:
-            print(
-                f"removed {done.builds} dead builds, {done.layers} unpacked layers and "
-                f"{done.blobs} blobs ({human_size(done.blob_bytes)})"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFlags(LimitFlags, ContainerFlags, PullFlags):
-    """`run`."""
-
-    image: Annotated[str, typer.Argument(help="An image of the store, or oci:, oci-archive:, ...")]
-    command: Annotated[
-        list[str] | None, typer.Argument(help="What to run instead of the image's Cmd.")
-    ] = None
-    user: Annotated[str | None, option("--user", "-u", help="Who runs it.")] = None
-    workdir: Annotated[
-        str | None, option("--workdir", "-w", metavar="DIR", help="Where to run it.")
-    ] = None
-    entrypoint: Annotated[
-        str | None, option("--entrypoint", help="Instead of the image's Entrypoint.")
-    ] = None
-    log_level: Annotated[
-        int, option("--loglevel", min=0, max=5, help="0 to 5: how much to tell on stderr.")
-    ] = 0
-
-    @property
-    def quiet(self) -> bool:
-        """The image's own output is what the user wants to see."""
-        return True
-
-
-def run_image(flags: RunFlags) -> None:
-    """Run an image rootless in the foreground; its exit code is ours. What it writes is lost."""
-    with context(flags) as here:
-        spec = LaunchSpec(
-            command=tuple(flags.command or ()),
-            entrypoint=flags.entrypoint,
-            environment=dict(map(parse_variable, flags.env or ())),
-            mounts=tuple(map(parse_volume, flags.volume or ())),
-            user=flags.user,
-            working_dir=absolute_flag(flags.workdir, "--workdir"),
-            isolation=flags.isolation,
-            limits=flags.limits,
-            hardening=flags.hardening,
-        )
-        tools = here.tools
-        with here.store.in_use():
-            policy = PullPolicy.parse(flags.pull_policy)
-            found = obtain(parse_location(flags.image), None, policy, tools.places)
-            result = launch(found, spec, here.store, tools.settings, here.recorder, stdio=Stdio())
-    raise typer.Exit(result.exit_code)
+            print_json({"version": VERSION, "removed": [str(name) for name in names]})

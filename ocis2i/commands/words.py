@@ -91,15 +91,27 @@ def _turned(flag: Switch, name: str, value: str) -> str:
     return flag.on if _VALUES[value] else flag.off
 
 
+def is_on(word: str) -> bool:
+    """Whether a switch as it was typed (`--json`, `--json=true`) is turned on by it."""
+    _, equals, value = word.partition("=")
+    return _VALUES.get(value, False) if equals else True
+
+
 # --- Typer ------------------------------------------------------------------------------------
 
 
 class _Words:
     """Mixed into Typer's own classes, it reads words as source-to-image does."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in parameters:
+            _convert_only_what_differs(one)
+        return parameters
+
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)  # type: ignore[misc]
-        for one in _switches(self.get_params(ctx)):  # type: ignore[attr-defined]
+        for one in _switches(self.get_params(ctx)):
             if not one.secondary_opts:
                 parser.add_option(one, [_off(one)], one.name, action="store_const", const=False)
         return parser
@@ -109,11 +121,35 @@ class _Words:
         if not ctx.resilient_parsing:
             args = rewrite(
                 args,
-                _flags(self.get_params(ctx)),  # type: ignore[attr-defined]
+                _flags(self.get_params(ctx)),
                 stops_at_arguments=not ctx.allow_interspersed_args,
             )
         rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
         return rest
+
+
+def _convert_only_what_differs(parameter: Any) -> None:
+    """Typer converts every value by pydantic, which takes longer to load than most verbs to run.
+
+    What is text and stays text, and what was not given, is left as it is.
+    """
+    if "process_value" in vars(parameter):  # done already
+        return
+    convert = parameter.process_value
+
+    def process_value(ctx: Any, value: Any) -> Any:
+        return value if _is_converted(parameter, value) else convert(ctx, value)
+
+    parameter.process_value = process_value
+
+
+def _is_converted(parameter: Any, value: Any) -> bool:
+    kind = parameter.type_descriptor.annotation
+    if parameter.required and parameter.value_is_missing(value):
+        return False
+    if kind == list[str]:
+        return value is None or isinstance(value, list | tuple)
+    return value is None or value is parameter.default or (kind is str and isinstance(value, str))
 
 
 class Command(_Words, TyperCommand):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ocis2i.agent
+from ocis2i.agent.running import kill_descendants
 from ocis2i.agent.wire import receive, send
 from ocis2i.errors import (
     ImageError,
@@ -106,12 +107,18 @@ class Agent:
         self._process.kill()
         self._channel.close()
         self._process.wait()
+        self._end_orphans()
 
     def _let_it_kill(self) -> None:
         """Without a pid namespace nobody but the agent finds what it started: it may do that."""
         self._channel.close()
         with contextlib.suppress(TimeoutExpired):
             self._process.wait(_LAST_SECONDS)
+
+    def _end_orphans(self) -> None:
+        """Ends what it had started, which has come to us (`ocis2i.session`), if it could not."""
+        if self.ground.ids == "none":
+            kill_descendants()
 
     def close(self) -> None:
         """Ends the agent in peace; everything it mounted is gone with it."""
@@ -125,6 +132,7 @@ class Agent:
     def _died(self) -> IsolationError:
         self._process.kill()
         code = self._process.wait()
+        self._end_orphans()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return IsolationError(f"the build agent ended unexpectedly ({how})")
 
@@ -142,15 +150,17 @@ def agent(
     search_path: str | None,
     keep_open: Sequence[int] = (),
     ids: Literal["auto"] | Ids = "auto",
+    store: Path | None = None,
 ) -> Iterator[Agent]:
     """Starts an agent and ends it. Call from the main thread: the agent dies with the thread.
 
     `keep_open` are descriptors that the agent holds as long as it lives (the build's lock). With
-    `auto` the `ids` are the best that this host gives the caller, and `Agent.ground` says which.
+    `auto` the `ids` are the best that this host gives the caller and the file system of `store`
+    takes, and `Agent.ground` says which.
     Raises `IsolationError` with the reason why this host does not allow it.
     """
     if ids == "auto":
-        running = _start_best(search_path, keep_open)
+        running = _start_best(search_path, keep_open, store)
     else:
         running = _start(search_path, keep_open, ids)
     try:
@@ -166,7 +176,7 @@ def agent(
 _not_full: dict[str | None, str] = {}
 
 
-def _start_best(search_path: str | None, keep_open: Sequence[int]) -> Agent:
+def _start_best(search_path: str | None, keep_open: Sequence[int], store: Path | None) -> Agent:
     if os.geteuid() == 0:
         _refuse_root()
         running = _start(search_path, keep_open, "native")
@@ -177,7 +187,7 @@ def _start_best(search_path: str | None, keep_open: Sequence[int]) -> Agent:
         try:
             for kind in ("subuid", "subgid"):
                 subordinate_ids(kind, user_name(), os.getuid())
-            return _start(search_path, keep_open, "full")
+            return _start_full(search_path, keep_open, store)
         except NoIdsError as error:
             _not_full[search_path] = error.message
         except ForbiddenError as error:
@@ -185,6 +195,15 @@ def _start_best(search_path: str | None, keep_open: Sequence[int]) -> Agent:
     running = _start(search_path, keep_open, "single")
     running.ground = replace(running.ground, reason=_not_full[search_path])
     return running
+
+
+def _start_full(search_path: str | None, keep_open: Sequence[int], store: Path | None) -> Agent:
+    running = _start(search_path, keep_open, "full")
+    said = running.request("owners", directory=str(store))["refusal"] if store else None
+    if said is None:
+        return running
+    running.close()
+    raise NoIdsError(refusal("owners-refused", find_place(), said=said))
 
 
 def _start_through_buildah(

@@ -5,10 +5,12 @@ No isolation at all, for pods that may do nothing: with any user id and no capab
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.chroot import refuse_mounts, run_directly
+from ocis2i.isolation.sentences import Place, Refusal, refusal
 from ocis2i.runner import Availability, RootfsHandle, RunResult, RunSpec, Stdio
 
 
@@ -30,3 +32,18 @@ class InPlace:
         # Who is in one tree with the host does not go into another.
         plain = replace(spec, cap_drop=spec.cap_drop | {"CAP_SYS_CHROOT"})
         return run_directly(self._agent, plain, stdio, None)
+
+
+def in_place_refusal(place: Place, *, read_only: bool) -> Refusal | None:
+    """Why no builder image's container is here to build in, `/` being `read_only` or not. Pure.
+
+    A place without a mark may still be a container: then its root is no disk.
+    """
+    if place.kind == "host" and place.root_is_a_disk:
+        return refusal("no-container", place)
+    return refusal("read-only-root", place) if read_only else None
+
+
+def root_is_read_only() -> bool:
+    """Whether `/` cannot be written, whoever one is."""
+    return bool(os.statvfs("/").f_flag & os.ST_RDONLY)

@@ -13,7 +13,7 @@ from ocis2i.agent.network import READY, Helper
 from ocis2i.allowed_hosts import AllowList
 from ocis2i.container_options import HostEntry
 from ocis2i.errors import IsolationError
-from ocis2i.events import Notice, Report
+from ocis2i.events import NetworkEnded, Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.programs import PROGRAM_PATH
 from ocis2i.proc import find_program
@@ -57,11 +57,6 @@ class Uplink:
     netns: str | None = None
     proxy: Proxy | None = None
 
-    @property
-    def contacts(self) -> Contacts | None:
-        """The hosts that were asked for so far, where somebody knows."""
-        return self.proxy.contacts if self.proxy else None
-
 
 @contextmanager
 def connected(
@@ -100,9 +95,14 @@ def connected(
             with proxy:
                 yield Uplink(network, netns, proxy)
         finally:
-            contacts = proxy.contacts
-            sentence = f"network: {contacts.describe()}"
-            report(Notice("warning" if contacts.refused else "info", sentence))
+            _tell(network, proxy.contacts, report)
+
+
+def _tell(network: Network, contacts: Contacts, report: Report) -> None:
+    listed = tuple((one.place.host, one.place.port, one.fate) for one in contacts.hosts)
+    report(NetworkEnded(network, listed, contacts.more))
+    sentence = f"network: {contacts.describe()}"
+    report(Notice("warning" if contacts.refused else "info", sentence))
 
 
 @contextmanager

@@ -46,6 +46,8 @@ _OPEN_FILES = 1 << 20
 # RLIMIT_DATA counts what a process has reserved, stacks of threads and all, and not what it uses.
 # It bounds what can be taken between two looks of the agent.
 _DATA_FACTOR = 2
+# runc itself, which is under the limit already when it makes the seccomp filter, reserves more.
+_LEAST_DATA_BYTES = 256 << 20
 # MAX_ARG_STRLEN of the kernel (include/uapi/linux/binfmts.h), its zero byte included.
 _LONGEST_TEXT = 128 << 10
 
@@ -127,7 +129,7 @@ def _limits(limits: Limits) -> list[dict[str, Any]]:
     if limits.tasks is not None:
         wanted["RLIMIT_NPROC"] = limits.tasks + TASKS_BESIDE
     if limits.memory_bytes is not None:
-        wanted["RLIMIT_DATA"] = limits.memory_bytes * _DATA_FACTOR
+        wanted["RLIMIT_DATA"] = max(limits.memory_bytes * _DATA_FACTOR, _LEAST_DATA_BYTES)
     return [_limit(kind, value) for kind, value in wanted.items()]
 
 

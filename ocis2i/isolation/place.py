@@ -17,13 +17,15 @@ _MARKS = ("/.dockerenv", "/run/.containerenv")
 def find_place() -> Place:
     """Reads a handful of files; none of them has to be there."""
     status = status_fields(_read("/proc/self/status"))
+    mounts = _read("/proc/self/mountinfo")
     return Place(
         kind=kind_of(
             marked=any(Path(path).exists() for path in _MARKS),
             hosts=_read("/etc/hosts"),
-            mounts=_read("/proc/self/mountinfo"),
+            mounts=mounts,
             uid=os.getuid(),
         ),
+        root_is_a_disk=root_is_a_disk(mounts),
         family=family_of(_read("/etc/os-release")),
         apparmor_restricts=_switch("kernel/apparmor_restrict_unprivileged_userns"),
         userns_clone=_switch("kernel/unprivileged_userns_clone"),
@@ -37,20 +39,28 @@ def kind_of(*, marked: bool, hosts: str, mounts: str, uid: int) -> PlaceKind:
     """What kind of place has these files. Pure.
 
     A mark alone says little: virtual machines are made of container images too, with the mark in
-    them. Their root is on a disk, that of a container is put together.
+    them. Their root is a whole disk, that of a container is put together, or a directory of one.
     """
     if hosts.startswith(_KUBELET):
         return "openshift" if uid >= _FIRST_OPENSHIFT_UID else "pod"
-    return "container" if marked and not _root_is_a_disk(mounts) else "host"
+    is_whole_disk = root_is_a_disk(mounts) and _root(mounts)[0] == "/"
+    return "container" if marked and not is_whole_disk else "host"
 
 
-def _root_is_a_disk(mounts: str) -> bool:
-    source = ""
+def root_is_a_disk(mounts: str) -> bool:
+    """Whether `/` is of a block device, by proc_pid_mountinfo(5). Pure."""
+    return _root(mounts)[1].startswith("/dev/")
+
+
+def _root(mounts: str) -> tuple[str, str]:
+    """Which directory of which source `/` is."""
+    found = ("", "")
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        if left.split()[4:5] == ["/"]:  # the last one lies on top
-            source = right.split()[1] if len(right.split()) > 1 else ""
-    return source.startswith("/dev/")
+        words, more = left.split(), right.split()
+        if words[4:5] == ["/"]:  # the last one lies on top
+            found = (words[3], more[1] if len(more) > 1 else "")
+    return found
 
 
 def family_of(release: str) -> frozenset[str]:

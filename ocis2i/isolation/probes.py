@@ -17,6 +17,7 @@ from typing import Any
 import ocis2i.agent
 from ocis2i.isolation.chroot import chroot_refusal
 from ocis2i.isolation.ids import MAPPED_IDS, NoIdsError, mapper_refusal, mappers, user_name
+from ocis2i.isolation.in_place import in_place_refusal, root_is_read_only
 from ocis2i.isolation.ladder import Caller, Finding, Need
 from ocis2i.isolation.sentences import (
     Cause,
@@ -230,10 +231,9 @@ class Probes:
         return Finding.refused(refusal("no-capability", self._place, said=said))
 
     def _try_in_place(self) -> Finding:
-        if self._place.kind == "host":
-            return Finding.refused(refusal("no-container", self._place))
-        if os.statvfs("/").f_flag & os.ST_RDONLY:
-            return Finding.refused(refusal("read-only-root", self._place))
+        why = in_place_refusal(self._place, read_only=root_is_read_only())
+        if why:
+            return Finding.refused(why)
         return Finding(usable=True, said=f"by its name only, as `{user_name()}`")
 
     def device(self, path: str) -> Finding:

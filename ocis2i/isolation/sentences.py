@@ -19,12 +19,14 @@ PlaceKind: TypeAlias = Literal["host", "container", "pod", "openshift"]
 class Place:
     """Where we are, as far as it changes what to do.
 
-    `family` is that of the distribution (`ID` and `ID_LIKE` of os-release(5)). The switches are
-    sysctls, `None` where the kernel has none: AppArmor's against user namespaces for programs
-    without a profile (Ubuntu 23.10), Debian's older one, and the most user namespaces.
+    `root_is_a_disk`: `/` is of a block device, and not put together as in most containers. `family`
+    is that of the distribution (`ID` and `ID_LIKE` of os-release(5)). The switches are sysctls,
+    `None` where the kernel has none: AppArmor's against user namespaces for programs without a
+    profile (Ubuntu 23.10), Debian's older one, and the most user namespaces.
     """
 
     kind: PlaceKind = "host"
+    root_is_a_disk: bool = False
     family: frozenset[str] = frozenset()
     apparmor_restricts: bool | None = None
     userns_clone: bool | None = None
@@ -143,7 +145,11 @@ _LOCAL_DISK = (
 _TABLE: dict[Cause, _Sentence] = {
     "no-namespaces-left": _Sentence(
         "this host allows no (more) user namespaces",
-        WayOut("raise the sysctl", _sysctl("user.max_user_namespaces=15000")),
+        WayOut(
+            "start ocis2i further out where user namespaces are nested (32 deep at most), or "
+            "raise the sysctl",
+            _sysctl("user.max_user_namespaces=15000"),
+        ),
         {
             kind: WayOut(
                 "on the node, not in the container, raise the sysctl",

@@ -27,7 +27,8 @@ from ocis2i.sources.git import GitSource as GitSource
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
 from ocis2i.sources.ignore import compile_exclude
 from ocis2i.sources.local import DirSource as DirSource
-from ocis2i.sources.local import Fetched, fetch_directory, shown
+from ocis2i.sources.local import Fetched, fetch_directory
+from ocis2i.sources.paths import shown
 
 Source = GitSource | DirSource | ArchiveSource
 

@@ -26,14 +26,8 @@ from ocis2i.events import Report
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
-from ocis2i.sources.local import (
-    CopyOrder,
-    DirectoryFacts,
-    Fetched,
-    copy_tree,
-    open_directory,
-    shown,
-)
+from ocis2i.sources.local import CopyOrder, DirectoryFacts, Fetched, copy_tree
+from ocis2i.sources.paths import open_directory, shown
 from ocis2i.sources.unpacking import Kind, Member, Unpacker, special_member, too_large
 from ocis2i.sources.zipped import unpack_zip
 

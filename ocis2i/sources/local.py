@@ -29,19 +29,26 @@ from ocis2i.sources.ignore import (
     compile_exclude,
     parse_ignore,
 )
+from ocis2i.sources.paths import (
+    DIRECTORY,
+    NO_FOLLOW,
+    Real,
+    find_real,
+    open_directory,
+    open_real,
+    read_text,
+    shown,
+    status_of,
+)
 
 BLOCK = 8 << 20
 IGNORE_FILE_LIMIT = 256 << 10
-LINK_LIMIT = 40  # as many as the kernel follows (path_resolution(7))
 DEPTH_LIMIT = 200
 # Links to directories can multiply: two links a level, thirty levels, are a thousand million files.
 FOLLOWED_LIMIT = 1_000_000
 # The first line of what stands for a file in Git LFS, and how large that is at most (its spec).
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _LFS_POINTER_LIMIT = 1024
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
 Links = Literal["follow", "keep", "unfold", "confine"]
 
@@ -92,14 +99,6 @@ class CopyOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Real:
-    """Where a path leads: `path` below the root without any link, None when nothing is there."""
-
-    path: str | None
-    inside: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Fetched:
     """What a source came from. `ignored` paths are named by a rule, and there for scripts alone.
 
@@ -138,7 +137,7 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple
     """
     with open_directory(root) as root_fd, open_directory(into) as into_fd:
         start = _find_start(root_fd, order.context_dir)
-        with open_real(root_fd, start, _DIRECTORY) as start_fd:
+        with open_real(root_fd, start, DIRECTORY) as start_fd:
             _refuse_target_inside(start_fd, into)
             filter_ = _read_filter(start_fd, order, report)
             copy = _Copy(root_fd, start, filter_, order)
@@ -160,112 +159,6 @@ def _pointers_left(paths: list[str]) -> str:
     )
 
 
-# --- finding, without following ---------------------------------------------------------------
-
-
-def find_real(root_fd: int, path: str) -> Real:
-    """Resolves the links of `path` inside the directory `root_fd`, never beyond it.
-
-    An absolute link leads out, as does `..` in the root. More than 40 links lead nowhere.
-    """
-    done: list[str] = []
-    ahead = path.split("/")[::-1]
-    links = 0
-    while ahead:
-        part = ahead.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not done:
-                return Real(None, inside=False)
-            done.pop()
-            continue
-        here = "/".join((*done, part))
-        try:
-            status = os.stat(here, dir_fd=root_fd, follow_symlinks=False)
-            target = os.readlink(here, dir_fd=root_fd) if stat.S_ISLNK(status.st_mode) else None
-        except (FileNotFoundError, NotADirectoryError):
-            return Real(None)
-        if target is None:
-            done.append(part)
-            continue
-        links += 1
-        if target.startswith("/"):
-            return Real(None, inside=False)
-        if links > LINK_LIMIT:
-            return Real(None)
-        ahead += target.split("/")[::-1]
-    return Real("/".join(done) or ".")
-
-
-@contextmanager
-def open_directory(path: Path) -> Iterator[int]:
-    """A descriptor of a directory that the user named; raises `SourceError`."""
-    try:
-        descriptor = os.open(path, _DIRECTORY)
-    except OSError as error:
-        raise SourceError(
-            f"cannot open directory `{shown(str(path))}`: {error.strerror}"
-        ) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def open_real(root_fd: int, path: str, flags: int) -> Iterator[int]:
-    """A descriptor of a path that `find_real` gave; a link that came since is an `OSError`."""
-    current = os.open(".", _DIRECTORY, dir_fd=root_fd)
-    try:
-        *parents, last = path.split("/")
-        for parent in parents:
-            below = os.open(parent, _DIRECTORY | os.O_NOFOLLOW, dir_fd=current)
-            os.close(current)
-            current = below
-        # O_NONBLOCK: should a FIFO have taken the file's place, opening it must not wait.
-        found = os.open(last, flags | _NO_FOLLOW | os.O_NONBLOCK, dir_fd=current)
-    finally:
-        os.close(current)
-    try:
-        yield found
-    finally:
-        os.close(found)
-
-
-def read_text(root_fd: int, path: str, limit: int) -> str | None:
-    """A small UTF-8 file below `root_fd`; None when there is none, or no regular file.
-
-    Raises `SourceError` when a link leads out of the source, for more than `limit` bytes, and for
-    other encodings.
-    """
-    real = find_real(root_fd, path)
-    if not real.inside:
-        raise SourceError(f"`{path}` is a link that leaves the source", hint="copy the file there")
-    if real.path is None or not stat.S_ISREG(_status(root_fd, real.path).st_mode):
-        return None
-    with (
-        open_real(root_fd, real.path, os.O_RDONLY) as descriptor,
-        open(descriptor, "rb", closefd=False) as stream,
-    ):
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise SourceError(f"`{path}` is larger than {limit} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"`{path}` is not UTF-8 text: {error.reason}") from error
-
-
-def shown(path: str) -> str:
-    """`path` for a message: what a terminal would obey or cannot print is escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
-
-
-def _status(directory: int, name: str) -> os.stat_result:
-    return os.stat(name, dir_fd=directory, follow_symlinks=False)
-
-
 def _identity(descriptor: int) -> tuple[int, int]:
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
@@ -275,7 +168,7 @@ def _find_start(root_fd: int, context_dir: str) -> str:
     real = find_real(root_fd, context_dir)
     if not real.inside:
         raise SourceError(f"the context directory `{context_dir}` leads out of the source")
-    if real.path is None or not stat.S_ISDIR(_status(root_fd, real.path).st_mode):
+    if real.path is None or not stat.S_ISDIR(status_of(root_fd, real.path).st_mode):
         raise SourceError(
             f"no directory `{context_dir}` in the source",
             hint="--context-dir is relative to the root of the source",
@@ -370,11 +263,11 @@ class _Copy:
                 ) from error
 
     def _entry(self, source: int, target: int, name: str, place: _Place) -> None:
-        status = _status(source, name)
+        status = status_of(source, name)
         if stat.S_ISLNK(status.st_mode):
             self._link(source, target, name, place)
         elif stat.S_ISDIR(status.st_mode):
-            with _open_at(source, name, _DIRECTORY) as descriptor:
+            with _open_at(source, name, DIRECTORY) as descriptor:
                 self._directory(descriptor, target, name, place)
         elif not stat.S_ISREG(status.st_mode):
             raise _special(place, status)
@@ -389,12 +282,12 @@ class _Copy:
         if real is None:
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
             if not self._order.checkout:
-                _set_times(target, name, _status(source, name))
+                _set_times(target, name, status_of(source, name))
             return
         followed = replace(place, real=real, followed=True)
-        status = _status(self._root_fd, real)
+        status = status_of(self._root_fd, real)
         if stat.S_ISDIR(status.st_mode):
-            with open_real(self._root_fd, real, _DIRECTORY) as descriptor:
+            with open_real(self._root_fd, real, DIRECTORY) as descriptor:
                 self._directory(descriptor, target, name, followed)
         elif stat.S_ISREG(status.st_mode):
             with open_real(self._root_fd, real, os.O_RDONLY) as descriptor:
@@ -441,7 +334,7 @@ class _Copy:
         if place.depth > DEPTH_LIMIT:
             raise SourceError(f"the source has directories more than {DEPTH_LIMIT} deep")
         os.mkdir(name, 0o700, dir_fd=target)
-        with _open_at(target, name, _DIRECTORY) as made:
+        with _open_at(target, name, DIRECTORY) as made:
             self.children(source, made, replace(place, above=(*place.above, identity)))
             facts = self._facts(source, place)
             os.fchmod(made, facts.mode)
@@ -510,7 +403,7 @@ def _special(place: _Place, status: os.stat_result) -> SourceError:
 
 @contextmanager
 def _open_at(directory: int, name: str, flags: int) -> Iterator[int]:
-    descriptor = os.open(name, flags | _NO_FOLLOW, dir_fd=directory)
+    descriptor = os.open(name, flags | NO_FOLLOW, dir_fd=directory)
     try:
         yield descriptor
     finally:
@@ -559,7 +452,7 @@ def copy_file(source: int, target_directory: int, name: str, mode: int) -> None:
     shrinks meanwhile.
     """
     status = os.fstat(source)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW
     target = os.open(name, flags, 0o600, dir_fd=target_directory)
     try:
         position = 0

@@ -17,7 +17,8 @@ from typing import Literal
 
 from ocis2i.errors import PolicyError, SourceError
 from ocis2i.fs import is_full
-from ocis2i.sources.local import DEPTH_LIMIT, DirectoryFacts, shown
+from ocis2i.sources.local import DEPTH_LIMIT, DirectoryFacts
+from ocis2i.sources.paths import shown
 
 ENTRY_LIMIT = 1_000_000
 

@@ -43,6 +43,7 @@ def test_complaint_of_a_verb_is_json_whatever_stands_before_it(
         "--root run run --no-such-flag image:1 --json",
         "build --no-such-flag --description --json",
         "build --no-such-flag -- --json",
+        "build --no-such-flag --json --json=false",
         "--root --json build --no-such-flag",
     ],
 )
@@ -50,6 +51,12 @@ def test_json_of_others_makes_no_document(shared: Program, line: str) -> None:
     done = shared(*line.split())
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("switch", ["--json=true", "--json=false --json=1", "-q --json=T"])
+def test_complaint_is_json_for_a_switch_with_a_value(shared: Program, switch: str) -> None:
+    done = shared("build", "--no-such-flag", *switch.split())
+    assert done.document["reason"] == "InvalidUsage"
 
 
 @pytest.mark.parametrize("line", ["--json", "nonsense --json", "--loglevel 3 nonsense --json"])

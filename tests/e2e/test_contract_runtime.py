@@ -363,10 +363,11 @@ def test_special_characters_and_empty_mappings_are_refused_at_once(
     assert "--->" not in done.err
 
 
-def test_artifacts_without_a_runtime_image_are_an_error(bench: Extended) -> None:
-    done = bench("--runtime-artifact", f"{OUT}/app")
-    assert done.code == 2
-    assert "--runtime-artifact has no meaning without --runtime-image" in done.err
+def test_flags_of_a_runtime_image_mean_nothing_without_one(bench: Extended) -> None:
+    given = ("--runtime-artifact", f"{OUT}/app", "--runtime-pull-policy", "always")
+    done = bench.ok(*given, "--assemble-runtime-user", "7")
+    names = "--assemble-runtime-user, --runtime-artifact, --runtime-pull-policy"
+    assert f"warning: {names}: ignored without --runtime-image" in done.err
 
 
 @same("runtime.artifacts-of-the-label")

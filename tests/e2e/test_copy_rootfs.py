@@ -213,13 +213,19 @@ def test_usage(bench: Copies) -> None:
 # --- other file systems ------------------------------------------------------------------------
 
 
-def in_world(bench: Copies, kind: str, *arguments: str | Path, **variables: str) -> Done:
-    """ocis2i with its store on a file system of this kind."""
+def in_world(
+    bench: Copies,
+    kind: str,
+    *arguments: str | Path,
+    through: tuple[str, ...] = (),
+    **variables: str,
+) -> Done:
+    """ocis2i with its store on a file system of this kind, started by what it goes `through`."""
     # Not below the test's own directory: overlayfs takes no path with a colon or a comma in it.
     with tempfile.TemporaryDirectory(prefix="ocis2i-world-") as directory:
         store = f"{directory}/store"
         done = subprocess.run(
-            [sys.executable, str(mounted.__file__), kind, store, *ARGV, *map(str, arguments)],
+            [sys.executable, mounted.__file__, kind, store, *through, *ARGV, *map(str, arguments)],
             env={**bench.ocis2i.environment, "OCIS2I_ROOT": store, **variables},
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
@@ -282,3 +288,16 @@ def test_nothing_can_be_executed_in_a_copy_on_a_noexec_disk(world: Copies) -> No
     assert "mounted noexec" in done.err
     assert "--root" in done.err
     assert "cannot be started" not in done.err
+
+
+def test_a_disk_that_is_too_small_for_the_copy_is_said_to_be_full(bench: Copies) -> None:
+    """There is room for the unpacked layers, and not for them and a copy."""
+    layer = Layer().file("opt/large", bytes(6 << 20))
+    builder = bench.image("large", {"assemble": "#!/bin/sh\n", "run": "#!/bin/sh\n"}, None, [layer])
+    given = ("build", bench.source(), builder, bench.tag, "--rootfs", "copy")
+    listing = '"$@"; code=$?; cd "$OCIS2I_ROOT" && ls -A builds tmp; exit $code'
+    done = in_world(bench, "small", *given, through=("sh", "-c", listing, "sh"))
+    assert done.code == 8, done.err
+    assert "error: the image cannot be copied: the disk is full" in done.err
+    assert "hint: free some space" in done.err
+    assert done.out.split() == ["builds:", "tmp:"]

@@ -26,7 +26,7 @@ from tests.fakes.images import (
     busybox_config,
     make_layout,
 )
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 from tests.fakes.registry import FakeRegistry
 
 pytestmark = [pytest.mark.sandbox, needs("buildah", "newuidmap")]
@@ -127,11 +127,12 @@ def _remove(tree: Tree, below: str) -> None:
 
 
 class Bench:
-    """ocis2i with a store of its own, and a storage for buildah."""
+    """ocis2i and buildah, each with what it keeps images in, and a directory for one test."""
 
-    def __init__(self, directory: Path, ocis2i: Program) -> None:
+    def __init__(self, directory: Path, ocis2i: Program, storage: Path) -> None:
         self.directory = directory
         self.ocis2i = ocis2i
+        self._storage = storage
         self._environment = {
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
             "HOME": str(directory),
@@ -143,8 +144,8 @@ class Bench:
         (directory / "run").mkdir(mode=0o700)
 
     def buildah(self, command: list[str], cwd: Path | None = None, **more: str) -> str:
-        """Runs a command line `buildah ...` with storage of its own."""
-        storage = ("--root", f"{self.directory}/root", "--runroot", f"{self.directory}/runroot")
+        """Runs a command line `buildah ...` with the tests' storage."""
+        storage = ("--root", f"{self._storage}/root", "--runroot", f"{self._storage}/runroot")
         done = subprocess.run(
             ["buildah", *storage, "--storage-driver", "vfs", *command[1:]],
             cwd=cwd,
@@ -202,22 +203,25 @@ def command_of(dockerfile: Path) -> list[str]:
     return shlex.split(next(line for line in lines if "buildah bud" in line).removeprefix("#"))
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    directory = tmp_path / "bench"  # buildah 1.28 wants lower case
-    directory.mkdir()
-    (tmp_path / "ocis2i").mkdir()
-    with program(tmp_path / "ocis2i") as ocis2i:
-        yield Bench(directory, ocis2i)
-    # Its storage belongs to subordinate ids in parts.
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One storage of buildah for all tests: each builds what it looks at."""
+    directory = tmp_path_factory.mktemp("buildah")
+    yield directory
+    # It belongs to subordinate ids in parts.
     subprocess.run(
         ["buildah", "unshare", "rm", "-rf", directory / "root"],
         env={"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": str(directory)},
         check=True,
         timeout=60,
     )
+
+
+@pytest.fixture
+def bench(shared: Program, storage: Path, tmp_path: Path) -> Bench:
+    directory = tmp_path / "bench"  # buildah 1.28 wants lower case
+    directory.mkdir()
+    return Bench(directory, shared, storage)
 
 
 def assert_same_image(ours: Built, theirs: Built) -> None:
@@ -452,7 +456,7 @@ def test_incremental_goes_on_from_the_previous_image(
     if whose == "source":
         (source / ".s2i/bin/save-artifacts").write_text(SAVES)
     builder = make_builder(tmp_path, scripts=scripts)
-    words = ("app:1", "--incremental")
+    words = (f"counted-{whose}:1", "--incremental")
     dockerfile = bench.export(source, builder, *words)
     first = bench.bud(dockerfile, "--build-arg", f"PREVIOUS={builder}")
     second = bench.bud(dockerfile)

@@ -25,7 +25,7 @@ from tests.e2e.test_killed import (
     wait_until_alone,
 )
 from tests.fakes.bench import Bench, content, told
-from tests.fakes.images import Layer, LayoutImage
+from tests.fakes.images import BUSYBOX, Layer, LayoutImage, _architecture, make_layout
 from tests.fakes.program import PROJECT, Done, Program, program
 
 __all__ = ["_orphans", "elsewhere"]
@@ -255,6 +255,23 @@ def test_program_that_cannot_be_started_is_named(
     assert done.code == 7
 
 
+def test_shell_that_only_a_volume_brings_is_found_behind_a_link(bench: Bench) -> None:
+    layers = Layer().dir("usr").symlink("bin", "usr/bin").dir("s2i").dir("tmp", mode=0o1777)
+    for name in ("assemble", "run"):
+        layers.file(f"s2i/{name}", "#!/bin/sh\necho a shell from outside\n", mode=0o755)
+    config = {"User": "1001", "Labels": {"io.openshift.s2i.scripts-url": "image:///s2i"}}
+    place = bench.directory / "bare"
+    make_layout(place, "bare:1", [layers], config, platform=f"linux/{_architecture()}")
+    programs = bench.directory / "programs"
+    (programs / "bin").mkdir(parents=True)
+    shutil.copy(BUSYBOX, programs / "bin/sh")
+    given = ("build", bench.source(), f"oci:{place}:bare:1", bench.tag)
+    done = bench.ocis2i(*given)
+    assert done.code == 7
+    assert "needs `/bin/sh`, which the image does not have" in done.err
+    assert "a shell from outside" in bench.ocis2i.ok(*given, "-v", f"{programs}:/usr").err
+
+
 # --- which one --------------------------------------------------------------------------------
 
 
@@ -335,6 +352,7 @@ def test_buildah_works_by_chroot_for_who_asks_for_it(bench: Bench) -> None:
         OCIS2I_BUILDAH_ISOLATION="chroot",
     )
     assert done.code == 7, done.err
+    assert "warning: OCIS2I_BUILDAH_ISOLATION is `chroot`: scripts see this host's /dev" in done.err
     assert "failed with exit code 4" in done.err
     assert [line for line in said(done) if ": " not in line] == ["1001", "fine"]
     assert sleepers() <= before

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from ocis2i.seccomp import Guard, Profile
 from ocis2i.syscall_numbers import NUMBERS
 from tests.conftest import needs
+from tests.fakes.hosts import Host
 from tests.fakes.images import LayoutImage, busybox_builder
 from tests.fakes.program import ARGV, Done, Program
 from tests.fakes.raw_calls import Call, machine, raw_calls, results_of
@@ -30,11 +32,11 @@ pytestmark = pytest.mark.sandbox
 
 
 @pytest.fixture
-def run_assemble(ocis2i: Program, source: Path, tmp_path: Path) -> Assembling:
+def run_assemble(shared: Program, source: Path, tmp_path: Path) -> Assembling:
     """Builds with a script for assemble."""
     if not Path("/bin/busybox").exists():
         pytest.skip("the package busybox-static is not installed")
-    return Assembling(ocis2i, source, tmp_path)
+    return Assembling(shared, source, tmp_path)
 
 
 class Assembling:
@@ -237,6 +239,44 @@ def test_a_script_that_sleeps_for_ever_is_ended(run_assemble: Assembling, isolat
     assert run_assemble.left_behind() == []
 
 
+@needs("runc")
+def test_a_script_that_is_held_by_its_own_child_is_ended(
+    run_assemble: Assembling, known_machine: str
+) -> None:
+    numbers = NUMBERS[known_machine]
+    # PTRACE_ATTACH to process 1, which is the script's shell here; then nothing, for ever.
+    program = run_assemble.directory / "holding"
+    program.write_bytes(raw_calls([(numbers["ptrace"], (16, 1)), (numbers["ppoll"], ())]))
+    program.chmod(0o755)
+    script = "/holding & sleep 1; echo on its way"
+    given = ("--isolation", "runc", "--timeout", "4s", "-v", f"{program}:/holding:ro")
+    done = run_assemble(script, *given)
+    if "on its way" in done.err:
+        pytest.skip("this host lets no process trace the one that started it (Yama)")
+    assert done.code == 9, done.err
+    assert "runs for more than 4 seconds, and was killed" in done.err
+    assert run_assemble.left_behind() == []
+
+
+@pytest.mark.parametrize("isolation", EXECUTORS)
+def test_a_script_that_stopped_itself_hears_the_end_of_the_build(
+    ocis2i: Program, source: Path, tmp_path: Path, isolation: str
+) -> None:
+    stopping = """trap "echo heard; exit 3" TERM; echo now; kill -STOP $$"""
+    # The shell that waits for it must not end first, and the container with it.
+    assemble = f"#!/bin/sh\ntrap : TERM\nsh -c '{stopping}'\n"
+    busybox_builder(tmp_path / "stopping", "b:1", scripts={"assemble": assemble})
+    given = ("build", source, f"oci:{tmp_path}/stopping:b:1", "--isolation", isolation)
+    with ocis2i.start(*given) as running:
+        assert running.stderr
+        assert any(line == "now\n" for line in iter(running.stderr.readline, ""))
+        os.kill(running.pid, signal.SIGTERM)
+        said = running.stderr.read()
+        assert "heard\n" in said, said
+    assert running.returncode == 128 + signal.SIGTERM
+    assert list((ocis2i.store / "builds").iterdir()) == []
+
+
 @pytest.mark.parametrize("isolation", EXECUTORS)
 def test_a_script_that_prints_for_ever_is_ended(run_assemble: Assembling, isolation: str) -> None:
     done = run_assemble(
@@ -300,6 +340,32 @@ def test_memory_of_all_processes_together_is_limited(
     assert "use more than 100 MiB of memory, and were killed" in done.err
     assert done.document["reason"] == "MemoryLimitReached"
     assert run_assemble.left_behind() == []
+
+
+@pytest.mark.parametrize("isolation", EXECUTORS)
+def test_files_in_memory_count_as_memory(run_assemble: Assembling, isolation: str) -> None:
+    done = run_assemble(
+        "dd if=/dev/zero of=/dev/shm/file bs=1M count=50; sleep 100000",
+        *("--isolation", isolation, "--memory", "40m", "--json"),
+    )
+    assert done.code == 9, done.err
+    assert done.document["reason"] == "MemoryLimitReached"
+
+
+def test_memory_that_processes_share_is_limited(
+    run_assemble: Assembling, known_machine: str
+) -> None:
+    numbers = NUMBERS[known_machine]
+    # PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS|MAP_POPULATE; then nothing, for ever.
+    calls: list[Call] = [(numbers["mmap"], (0, 64 << 20, 3, 0x8021, (1 << 64) - 1, 0))]
+    calls += [(numbers["ppoll"], ())]
+    program = run_assemble.directory / "sharing"
+    program.write_bytes(raw_calls(calls))
+    program.chmod(0o755)
+    given = ("--isolation", "builtin", "--memory", "40m", "-v", f"{program}:/sharing:ro")
+    done = run_assemble("/sharing", *given)
+    assert done.code == 9, done.err
+    assert "use more than 40 MiB of memory, and were killed" in done.err
 
 
 @pytest.mark.parametrize("isolation", EXECUTORS)
@@ -373,6 +439,16 @@ def test_a_dockerfile_has_no_limits(run_assemble: Assembling, tmp_path: Path) ->
     assert done.code == 0, done.err
     assert "--timeout has no meaning with --as-dockerfile" in done.err
     assert json.loads(done.out)["state"] == "succeeded"
+
+
+def test_limit_on_namespaces_is_no_full_disk(run_assemble: Assembling) -> None:
+    # The agent takes one user namespace, and with one id a user who is not root a second one.
+    limit = ("/proc/sys/user/max_user_namespaces", "1")
+    run_assemble.launcher = Host(ids="own", writes=(limit,)).launcher
+    done = run_assemble("true")
+    assert done.code == 6
+    assert "this host allows no (more) namespaces" in done.err
+    assert "hint: raise the sysctls user.max_*_namespaces" in done.err
 
 
 # --- a root with one id -----------------------------------------------------------------------

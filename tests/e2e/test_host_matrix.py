@@ -214,6 +214,7 @@ PLACES: dict[str, Callable[[World], Place]] = {
     ),
     "store-on-overlay": _on_store("overlay"),
     "store-without-attributes": _on_store("ramfs"),
+    "store-of-one-owner": lambda world: Place(replace(world.range(), filter="owners"), {}),
     "store-on-tmpfs": _on_store("tmpfs"),
     "noexec-store": _on_store("tmpfs", syscalls.MS_NOEXEC),
     "noexec-store-copy": _on_store("tmpfs", syscalls.MS_NOEXEC),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ocis2i import syscalls
+from ocis2i.isolation.place import find_place
 from tests.conftest import needs
 from tests.fakes.hosts import ARBITRARY, Host, Mount, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, busybox_builder
@@ -225,6 +226,33 @@ def test_the_upload_can_be_left_out(pods: Pods) -> None:
     assert pods.result().layers == usual.layers
 
 
+def test_what_its_owner_may_not_read_is_in_the_layer(pods: Pods) -> None:
+    script = "#!/bin/sh\nset -e\ncd $HOME\nmkdir shut; echo x > shut/file; echo y > secret\n"
+    script += "chmod 0 shut/file secret shut; mkdir /tmp/src/shut; chmod 0 /tmp/src/shut\n"
+    builder = pods.builder(script)
+    usual = pods.elsewhere(builder, "--prune-upload")
+    pods.ok(builder, "--prune-upload")
+    members = pods.result().members()
+    home = HOME.strip("/")
+    assert {members[f"{home}/{name}"].mode for name in ("shut", "shut/file", "secret")} == {0}
+    assert pods.result().layers == usual.layers
+
+
+def test_what_ocis2i_writes_itself_is_not_in_the_layer(pods: Pods) -> None:
+    script = "#!/bin/sh\nset -e\necho said; sleep 0.1; echo made > $HOME/made\n"
+    command = " ".join(
+        f"'{word}'" for word in pods.arguments(pods.builder(script), "--loglevel", "3")
+    )
+    watch = f"cd {HOME} && {command} >out 2>log; code=$?; cat log >&2; exit $code"
+    root = f"{HOME}/store"
+    done = pods.call(pods.host(user=(1001, 0)), "sh", "-c", watch, OCIS2I_ROOT=root)
+    assert done.code == 0, done.err
+    assert "said" in done.err.splitlines()
+    home = HOME.strip("/")
+    below = [name for name in pods.result().members() if name.startswith(home)]
+    assert below == [home, f"{home}/made"]
+
+
 def test_what_a_pod_mounts_is_not_in_the_layer(pods: Pods) -> None:
     script = f"#!/bin/sh\nset -e\ncp /tmp/src/index.html {HOME}/\necho x > {HOME}/cache/big\n"
     mounts = (MEMORY, fresh("tmpfs", f"{HOME}/cache", options="mode=1777"))
@@ -273,8 +301,22 @@ def test_a_read_only_root_is_refused(pods: Pods) -> None:
     sealed = (MEMORY, ("", "/", "", flags, ""))
     done = pods.build(pods.builder(), host=pods.host(mounts=sealed))
     assert done.code == 6
-    assert "the root file system of this container is read-only" in done.err
+    assert "isolation `in-place` cannot be used: the root file system is read-only" in done.err
     assert "readOnlyRootFilesystem" in done.err
+
+
+@pytest.mark.skipif(
+    not find_place().root_is_a_disk or find_place().kind != "host",
+    reason="this is a container itself, in which such a build would be done",
+)
+def test_a_machine_is_no_container(ocis2i: Program, source: Path, builder: str) -> None:
+    done = ocis2i("build", source, builder, "app:1", *IN_PLACE)
+    assert done.code == 6
+    sentence = "this is no container: scripts would write into the host itself"
+    assert f"error: isolation `in-place` cannot be used: {sentence}" in done.err
+    assert "hint: run ocis2i in a container of the builder image" in done.err
+    refusal = ocis2i("doctor", "--json", *IN_PLACE).document["refusal"]
+    assert refusal["message"] == f"isolation `in-place` cannot be used: {sentence}"
 
 
 def test_an_image_that_is_not_this_container_is_told_of(pods: Pods) -> None:
@@ -304,8 +346,8 @@ def test_a_mounted_place_is_told_of(pods: Pods) -> None:
 # --- what scripts see -----------------------------------------------------------------------------
 
 
-def test_scripts_have_the_image_s_variables_and_not_the_pod_s(pods: Pods) -> None:
-    script = "#!/bin/sh\nenv | sort\n"
+def test_scripts_have_the_image_s_variables_and_nothing_of_the_pod_s(pods: Pods) -> None:
+    script = "#!/bin/sh\nenv | sort\necho files $(ls /proc/self/fd)\n"
     secrets = {"TOKEN": "hidden", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "REGISTRY_AUTH": "x"}
     done = pods.build(pods.builder(script), "-e", "COLOUR=blue", host=None, **secrets)
     assert done.code == 0, done.err
@@ -313,6 +355,24 @@ def test_scripts_have_the_image_s_variables_and_not_the_pod_s(pods: Pods) -> Non
     wanted = "APP_ROOT COLOUR HOME HOSTNAME PATH PWD SHLVL SOURCE_DATE_EPOCH"
     assert names & {*wanted.split(), *secrets, "PYTHONPATH"} == set(wanted.split())
     assert f"HOME={HOME}" in done.err
+    assert "files 0 1 2 3" in done.err.splitlines()  # `ls` has the directory itself open
+
+
+def test_credentials_that_a_script_can_read_are_told_of(pods: Pods) -> None:
+    auth = pods.directory / "auth.json"
+    auth.write_text('{"auths": {"registry.invalid": {"auth": "eDp5"}}}')
+    auth.chmod(0o644)
+    builder = pods.builder("#!/bin/sh\nexit 3\n")
+    done = pods.build(builder, REGISTRY_AUTH_FILE=str(auth))
+    assert f"warning: `{auth}` has credentials of registries" in done.err
+    assert "`ocis2i push` after it" in done.err
+
+
+def test_without_a_home_the_ways_to_name_a_store_are_told(ocis2i: Program) -> None:
+    done = ocis2i("images", HOME="", OCIS2I_ROOT="")
+    assert done.code == 2
+    assert "error: there is no place for the store: HOME is not set" in done.err
+    assert "hint: name a directory with --root or OCIS2I_ROOT, or set HOME" in done.err
 
 
 def test_the_memory_and_variables_of_ocis2i_cannot_be_read(pods: Pods) -> None:
@@ -352,6 +412,33 @@ def test_nothing_stays_behind(pods: Pods) -> None:
     assert {"ps", "sh"} & set(done.out.splitlines()[-1].split())
 
 
+# Each process of it lives as long as a shell takes to start the next one.
+CHAIN = """\
+#!/bin/sh
+case $1 in
+on) [ -e /tmp/late ] || setsid "$0" on & ;;
+*) for n in 1 2 3 4; do setsid "$0" on & done; (sleep 20; touch /tmp/late) & sleep 0.3 ;;
+esac
+"""
+
+
+def test_a_chain_of_processes_is_ended(pods: Pods) -> None:
+    command = " ".join(f"'{word}'" for word in pods.arguments(pods.builder(CHAIN)))
+    done = pods.call(pods.host(), "sh", "-c", f"{command} >/dev/null && ps")
+    assert done.code == 0, done.err
+    assert "assemble" not in done.out
+    assert "sleep" not in done.out
+
+
+def test_an_agent_that_is_killed_takes_the_script_along(pods: Pods) -> None:
+    script = "#!/bin/sh\nsetsid sleep 1234 &\nkill -9 $PPID\nsleep 1234\n"
+    command = " ".join(f"'{word}'" for word in pods.arguments(pods.builder(script)))
+    done = pods.call(pods.host(), "sh", "-c", f"{command}; echo ended $?; ps")
+    assert "ended 6" in done.out, done.err
+    assert "the build agent ended unexpectedly (signal 9)" in done.err
+    assert "sleep 1234" not in done.out
+
+
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])
 def test_an_end_from_outside_is_the_end_of_all(pods: Pods, signal: str) -> None:
     script = "#!/bin/sh\nsetsid sleep 1234 &\necho up > /tmp/up\nsleep 1234\n"
@@ -368,24 +455,17 @@ def test_an_end_from_outside_is_the_end_of_all(pods: Pods, signal: str) -> None:
 
 # --- what cannot be had ---------------------------------------------------------------------------
 
+# All of them are in tests/unit/test_weak_isolation.py.
 REFUSED = {
     "volume": ("--volume", "/tmp:/data", "--volume for `/data`", "copy it into the source"),
-    "inject": ("--inject", "/etc/passwd:/data", "--inject of `/etc/passwd`", "--build-env"),
-    "network": ("--network", "none", "--network none", "a stronger --isolation"),
-    "hosts": ("--add-host", "db:10.0.0.1", "--add-host db", "hostAliases"),
-    "mirrors": ("--host-mirrors", "", "--host-mirrors", "--build-env"),
-    "incremental": ("--incremental", "", "--incremental", "leave it out"),
-    "setuid": ("--security-opt", "no-new-privileges=false", "no-new-privileges=false", "leave"),
+    "runtime": ("--runtime-image", "app:2", "--runtime-image", "a Dockerfile"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_takes_mounts_or_another_tree_is_refused_by_name(
-    ocis2i: Program, source: Path, builder: str, case: str
-) -> None:
+def test_what_takes_mounts_or_another_tree_is_refused_by_name(pods: Pods, case: str) -> None:
     flag, value, named, way_out = REFUSED[case]
-    given = (flag, value) if value else (flag,)
-    done = ocis2i("build", source, builder, "app:1", *IN_PLACE, *given)
+    done = pods.build(pods.builder(), flag, value)
     assert done.code == 6
     (error,) = (line for line in done.err.splitlines() if line.startswith("error: "))
     assert named in error
@@ -393,11 +473,7 @@ def test_what_takes_mounts_or_another_tree_is_refused_by_name(
     assert way_out in done.err
 
 
-def test_another_tree_is_refused(ocis2i: Program, source: Path, builder: str) -> None:
-    given = ("--runtime-image", builder, "--runtime-artifact", "/opt")
-    done = ocis2i("build", source, builder, "app:1", *IN_PLACE, *given)
-    assert done.code == 6
-    assert "--runtime-image" in done.err
+def test_nothing_runs_in_place_of_an_image(ocis2i: Program, builder: str) -> None:
     done = ocis2i("run", *IN_PLACE, builder)
     assert done.code == 2
     assert "--isolation in-place is for builds" in done.err

@@ -207,11 +207,13 @@ def test_variables_of_the_user_are_for_the_image_and_ours_for_the_run(bench: Ben
     assert not {"HTTPS_PROXY", "no_proxy", "NO_PROXY", "https_proxy"} & set(environment)
 
 
-def test_a_secret_in_the_name_of_a_host_is_not_shown(bench: Bench) -> None:
+@pytest.mark.parametrize("end", [0, 3], ids=["succeeded", "failed"])
+def test_a_refused_host_is_told_of_without_the_secret_in_its_name(bench: Bench, end: int) -> None:
     line = 'printf "CONNECT $TOKEN.example:443 HTTP/1.1\\r\\n\\r\\n" | nc 127.0.0.1 3128 >/dev/null'
-    builder = bench.image("builder", sh(line))
+    builder = bench.image("builder", sh(line, f"exit {end}"))
     flags = (*PROXY, "--allow-host", "none.example", "--build-env", f"TOKEN={SECRET.lower()}")
-    done = build(bench, builder, *flags, "--json")
+    done = bench.attempt(builder, *flags, "--json")
+    assert done.document["script_exit_code"] == end
     assert [state for _, _, state in hosts(done.document)] == ["refused"]
     assert SECRET.lower() not in done.err + done.out
 

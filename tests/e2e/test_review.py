@@ -20,6 +20,7 @@ from ocis2i.reference import Digest
 from ocis2i.session import dead_builds
 from ocis2i.store import Store
 from tests.conftest import needs
+from tests.fakes.bench import Bench
 from tests.fakes.images import Layer, busybox_builder, make_layout
 from tests.fakes.program import ARGV, Done, Program
 
@@ -86,55 +87,55 @@ def sh(program: Program, command: str, *arguments: str | Path) -> Done:
 # --- odd images -------------------------------------------------------------------------------
 
 
-def test_a_layer_that_is_there_several_times(ocis2i: Program, tmp_path: Path, source: Path) -> None:
+def test_a_layer_that_is_there_several_times(shared: Program, tmp_path: Path, source: Path) -> None:
     again = Layer().dir("data").file("data/f", "first")
     more = [Layer(), again, Layer().file("data/f", "second"), Layer(), again, Layer()]
     builder = scripted(tmp_path, "cat /data/f >&2; rm -r /opt/app-root/src", *more)
-    done = ocis2i.ok("build", source, builder, "app")
+    done = shared.ok("build", source, builder, "app")
     assert "first" in done.err
     # Deleted below, made again by a later occurrence: the last one counts.
     gone = [again, Layer().whiteout("data/f"), again, Layer().whiteout("data/f")]
     builder = scripted(tmp_path / "gone", "ls -A /data >&2; ! test -e /data/f", *gone)
-    ocis2i.ok("build", source, builder, "app")
+    shared.ok("build", source, builder, "app")
 
 
 @pytest.mark.parametrize("isolation", EXECUTORS)
 def test_a_builder_without_layers_lacks_a_script_and_not_an_overlay(
-    ocis2i: Program, tmp_path: Path, source: Path, isolation: str
+    shared: Program, tmp_path: Path, source: Path, isolation: str
 ) -> None:
     builder = changed(tmp_path, lambda _: None, layers=False)
-    done = ocis2i("build", source, builder, "--isolation", isolation)
+    done = shared("build", source, builder, "--isolation", isolation)
     assert done.code == 4
     assert "has no script" in done.err
 
 
 @pytest.mark.parametrize("cwd", ["/tmp/src", "/tmp/src/sub", "/tmp/src/deep/er", "/tmp", "/a/b"])
 def test_a_working_directory_that_only_the_build_brings(
-    ocis2i: Program, tmp_path: Path, source: Path, cwd: str
+    shared: Program, tmp_path: Path, source: Path, cwd: str
 ) -> None:
     (source / "sub").mkdir()
     (source / "sub/file").write_text("x")
     usual = changed(tmp_path, lambda config: config.update(WorkingDir=cwd))
-    ocis2i.ok("build", source, usual, "app")
-    assert ocis2i.ok("run", "app", "pwd").out == f"{cwd}\n"
-    assert ocis2i.ok("run", "app", "cat", "/tmp/src/sub/file").out == "x"
+    shared.ok("build", source, usual, "app")
+    seen = shared.ok("run", "app", "sh", "-c", "pwd; cat /tmp/src/sub/file").out
+    assert seen == f"{cwd}\nx"
 
 
 def test_a_working_directory_above_the_source_that_the_image_lacks(
-    ocis2i: Program, tmp_path: Path, source: Path
+    shared: Program, tmp_path: Path, source: Path
 ) -> None:
     (source / ".s2i/bin").mkdir(parents=True)
     (source / ".s2i/bin/assemble").write_text("#!/bin/sh\npwd >&2\n")
     usual = changed(tmp_path, lambda config: config.update(WorkingDir="/work"))
-    ocis2i.ok("build", source, usual, "app", "--destination", "/work")
-    assert ocis2i.ok("run", "app", "ls", "/work").out == "scripts\nsrc\n"
+    shared.ok("build", source, usual, "app", "--destination", "/work")
+    assert shared.ok("run", "app", "ls", "/work").out == "scripts\nsrc\n"
 
 
 @pytest.mark.parametrize("isolation", EXECUTORS)
 def test_run_makes_a_working_directory_that_the_image_lacks(
-    ocis2i: Program, builder: str, isolation: str
+    shared: Program, builder: str, isolation: str
 ) -> None:
-    done = ocis2i.ok("run", "--isolation", isolation, "-w", "/not/there", builder, "pwd")
+    done = shared.ok("run", "--isolation", isolation, "-w", "/not/there", builder, "pwd")
     assert done.out == "/not/there\n"
 
 
@@ -149,10 +150,10 @@ def test_run_makes_a_working_directory_that_the_image_lacks(
     ids=str,
 )
 def test_what_no_process_can_have_is_the_images_fault(
-    ocis2i: Program, tmp_path: Path, source: Path, isolation: str, change: dict[str, object]
+    shared: Program, tmp_path: Path, source: Path, isolation: str, change: dict[str, object]
 ) -> None:
     usual = changed(tmp_path, lambda config: config.update(change))
-    done = ocis2i("build", source, usual, "--isolation", isolation)
+    done = shared("build", source, usual, "--isolation", isolation)
     assert (done.code, done.err.count("error: ")) == (4, 1)
     assert "Traceback" not in done.err
 
@@ -160,35 +161,35 @@ def test_what_no_process_can_have_is_the_images_fault(
 @pytest.mark.parametrize("isolation", EXECUTORS)
 @pytest.mark.parametrize("entry", ["FOO", "=b"])
 def test_a_variable_that_is_none_is_not_set(
-    ocis2i: Program, tmp_path: Path, source: Path, isolation: str, entry: str
+    shared: Program, tmp_path: Path, source: Path, isolation: str, entry: str
 ) -> None:
     usual = changed(tmp_path, lambda config: config.update(Env=["PATH=/bin", entry]))
-    ocis2i.ok("build", source, usual, "app:1", "--isolation", isolation)
-    seen = ocis2i.ok("run", "--isolation", isolation, "app:1", "env").out.splitlines()
+    shared.ok("build", source, usual, "app:1", "--isolation", isolation)
+    seen = shared.ok("run", "--isolation", isolation, "app:1", "env").out.splitlines()
     assert "PATH=/bin" in seen
     assert not [line for line in seen if line.startswith(("FOO", "="))]
 
 
 @pytest.mark.parametrize("isolation", EXECUTORS)
 def test_a_user_beyond_the_mapped_ids_is_named(
-    ocis2i: Program, builder: str, source: Path, isolation: str
+    shared: Program, builder: str, source: Path, isolation: str
 ) -> None:
     arguments = ("--isolation", isolation, "--assemble-user", "1000620000")
-    done = ocis2i("build", source, builder, *arguments)
+    done = shared("build", source, builder, *arguments)
     assert (done.code, done.err.count("error: user `1000620000` has the id")) == (4, 1)
-    done = ocis2i("run", "--isolation", isolation, "--user", "1:65536", builder, "id")
+    done = shared("run", "--isolation", isolation, "--user", "1:65536", builder, "id")
     assert (done.code, done.err.count("has the id 65536")) == (4, 1)
 
 
 @pytest.mark.parametrize("label", ["destination", "scripts-url", "assemble-user"])
 def test_a_label_with_a_zero_byte_is_refused(
-    ocis2i: Program, tmp_path: Path, source: Path, label: str
+    shared: Program, tmp_path: Path, source: Path, label: str
 ) -> None:
     prefix = "io.openshift.s2i."
     labels = {f"{prefix}scripts-url": "image:///usr/libexec/s2i"}
     labels[f"{prefix}{label}"] = labels.get(f"{prefix}{label}", "/1") + "\0x"
     odd = changed(tmp_path, lambda config: config.update(Labels=labels))
-    done = ocis2i("build", source, odd)
+    done = shared("build", source, odd)
     assert (done.code in (2, 4, 6), done.err.count("error: ")) == (True, 1)
     assert "Traceback" not in done.err
 
@@ -207,25 +208,21 @@ def test_a_strict_umask_changes_nothing(
 
 
 def test_what_runs_may_not_change_a_mount_below_a_read_only_volume(
-    ocis2i: Program, builder: str
+    shared: Program, builder: str
 ) -> None:
     if not os.path.ismount("/dev/shm"):
         pytest.skip("/dev/shm is no mount of its own here")
     for isolation in ("runc", "builtin"):
-        done = ocis2i(
-            "run", "--isolation", isolation, "-v", "/dev:/v:ro", builder,
-            "touch", f"/v/shm/{os.getpid()}",
-        )  # fmt: skip
+        script = f"! touch /v/shm/{os.getpid()} && grep ' /sys' /proc/mounts"
+        volume = ("-v", "/dev:/v:ro")
+        done = shared.ok("run", "--isolation", isolation, *volume, builder, "sh", "-c", script)
         assert "Read-only file system" in done.err
-        below = ocis2i.ok(
-            "run", "--isolation", isolation, builder, "grep", " /sys", "/proc/mounts"
-        ).out
-        options = re.findall(r" (r[ow])[, ]", below)
-        assert set(options) == {"ro"}, below
+        options = re.findall(r" (r[ow])[, ]", done.out)
+        assert set(options) == {"ro"}, done.out
 
 
 @needs("unshare")
-def test_a_pipe_of_another_user_is_used_as_it_is(ocis2i: Program, builder: str) -> None:
+def test_a_pipe_of_another_user_is_used_as_it_is(shared: Program, builder: str) -> None:
     # As behind `su` or a service manager: here a subordinate id makes it and hands it over, the
     # one that is too many for the agent's map.
     ours, theirs = socket.socketpair()
@@ -245,7 +242,7 @@ def test_a_pipe_of_another_user_is_used_as_it_is(ocis2i: Program, builder: str) 
             "-c",
             script,
         ],
-        env=dict(ocis2i.environment),
+        env=dict(shared.environment),
         pass_fds=[theirs.fileno()],
         timeout=60,
         check=True,
@@ -254,7 +251,7 @@ def test_a_pipe_of_another_user_is_used_as_it_is(ocis2i: Program, builder: str) 
     assert os.fstat(write_end).st_uid != os.getuid()
     arguments = ["run", "--isolation", "builtin", builder, "echo", "out"]
     done = subprocess.run(
-        [*ARGV, *arguments], env=dict(ocis2i.environment), stdout=write_end, timeout=60, check=False
+        [*ARGV, *arguments], env=dict(shared.environment), stdout=write_end, timeout=60, check=False
     )
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
@@ -264,39 +261,39 @@ def test_a_pipe_of_another_user_is_used_as_it_is(ocis2i: Program, builder: str) 
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_streams(ocis2i: Program, builder: str, source: Path, closed: str) -> None:
-    done = sh(ocis2i, f'"$@" {closed}', "build", source, builder, "app")
+def test_closed_standard_streams(bench: Bench, builder: str, source: Path, closed: str) -> None:
+    done = sh(bench.ocis2i, f'"$@" {closed}', "build", source, builder, bench.tag)
     assert done.code == 0, done.err
-    assert "docker.io/library/app:latest" in ocis2i.ok("images").out
-    assert sh(ocis2i, f'"$@" {closed}', "inspect", "app").code == 0
+    assert bench.is_stored
+    assert sh(bench.ocis2i, f'"$@" {closed}', "inspect", bench.tag).code == 0
 
 
-def test_a_current_directory_that_is_gone(ocis2i: Program, tmp_path: Path) -> None:
+def test_a_current_directory_that_is_gone(shared: Program, tmp_path: Path) -> None:
     command = f'mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; "$@"'
-    done = sh(ocis2i, command, "images")
+    done = sh(shared, command, "images")
     assert (done.code, done.err.count("\n")) == (2, 2)
     assert "no current directory" in done.err
 
 
-def test_names_that_are_no_utf8(ocis2i: Program, builder: str, source: Path) -> None:
+def test_names_that_are_no_utf8(shared: Program, builder: str, source: Path) -> None:
     odd = source.with_name("s\udcff")
     source.rename(odd)
     layout = Path(builder.split(":")[1])
     link = odd.with_name("b\udcff")
     link.symlink_to(layout)
-    done = ocis2i.ok("build", odd, f"oci:{link}:builder:latest", "app", "--json")
+    done = shared.ok("build", odd, f"oci:{link}:builder:latest", "app", "--json")
     assert done.document["state"] == "succeeded"
-    labels = ocis2i.ok("inspect", "--config", "app").document["config"]["Labels"]
+    labels = shared.ok("inspect", "--config", "app").document["config"]["Labels"]
     assert labels["io.openshift.s2i.build.source-location"].endswith("/s\\udcff")
     for wrong in ("-e", "A=\udcff"), ("--destination", "/\udcff"):
-        refused = ocis2i("build", odd, builder, *wrong)
+        refused = shared("build", odd, builder, *wrong)
         assert refused.code == 2
         assert "Traceback" not in refused.err
 
 
-def test_json_for_a_terminal_that_cannot_show_it(ocis2i: Program, source: Path) -> None:
+def test_json_for_a_terminal_that_cannot_show_it(shared: Program, source: Path) -> None:
     for encoding in ("utf-8:strict", "ascii:strict", "latin-1:strict"):
-        done = ocis2i("build", "/none/\udcff\u4e2d", "oci:x", "--json", PYTHONIOENCODING=encoding)
+        done = shared("build", "/none/\udcff\u4e2d", "oci:x", "--json", PYTHONIOENCODING=encoding)
         assert done.code == 3
         assert "/none/" in done.document["message"]
 
@@ -304,11 +301,11 @@ def test_json_for_a_terminal_that_cannot_show_it(ocis2i: Program, source: Path) 
 # --- signals and company ----------------------------------------------------------------------
 
 
-def test_nohup_means_it(ocis2i: Program, tmp_path: Path, source: Path) -> None:
+def test_nohup_means_it(shared: Program, tmp_path: Path, source: Path) -> None:
     builder = scripted(tmp_path, "echo ready; sleep 3")
     process = subprocess.Popen(
         ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *ARGV, "build", str(source), builder],
-        env=dict(ocis2i.environment),
+        env=dict(shared.environment),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -322,21 +319,21 @@ def test_nohup_means_it(ocis2i: Program, tmp_path: Path, source: Path) -> None:
 
 
 def test_an_interrupt_while_a_layer_is_unpacked_leaves_nothing(
-    ocis2i: Program, tmp_path: Path, source: Path
+    shared: Program, tmp_path: Path, source: Path
 ) -> None:
     many = Layer()
     for number in range(30_000):
         many.file(f"many/{number // 1000}/{number}", "x")
     builder = scripted(tmp_path, "true", many)
-    process = ocis2i.start("build", source, builder)
-    tree = ocis2i.store / "tmp"
+    process = shared.start("build", source, builder)
+    tree = shared.store / "tmp"
     while not any(tree.glob("*/fs/many/2")):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert not list((ocis2i.store / "tmp").iterdir())
-    assert not list((ocis2i.store / "builds").iterdir())
+    assert not list((shared.store / "tmp").iterdir())
+    assert not list((shared.store / "builds").iterdir())
 
 
 def test_pruning_while_a_build_removes_its_directory(tmp_path: Path) -> None:
@@ -350,35 +347,35 @@ def test_pruning_while_a_build_removes_its_directory(tmp_path: Path) -> None:
     assert dead_builds(store, alone=False) == [leaving]
 
 
-def test_pruning_beside_many_short_builds(ocis2i: Program, builder: str, source: Path) -> None:
+def test_pruning_beside_many_short_builds(shared: Program, builder: str, source: Path) -> None:
     results: list[Done] = []
     thread = threading.Thread(
-        target=lambda: results.extend(ocis2i("build", source, builder) for _ in range(4))
+        target=lambda: results.extend(shared("build", source, builder) for _ in range(4))
     )
     thread.start()
     while thread.is_alive():
-        results.append(ocis2i("prune"))
+        results.append(shared("prune"))
     assert [done.err for done in results if done.code] == []
 
 
 def test_a_reader_that_goes_away_ends_us_like_any_program(
-    ocis2i: Program, builder: str, source: Path
+    shared: Program, builder: str, source: Path
 ) -> None:
     for arguments in (("images",), ("build", str(source), builder, "app:1")):
-        with ocis2i.start(*arguments) as running:
+        with shared.start(*arguments) as running:
             assert running.stdout
             assert running.stderr
             running.stdout.close()
             running.stderr.close()
         assert running.returncode == 128 + signal.SIGPIPE
-    assert list((ocis2i.store / "builds").iterdir()) == []
+    assert list((shared.store / "builds").iterdir()) == []
 
 
 @pytest.mark.parametrize("isolation", EXECUTORS)
 def test_a_variable_too_long_for_the_kernel_is_named(
-    ocis2i: Program, builder: str, source: Path, isolation: str
+    shared: Program, builder: str, source: Path, isolation: str
 ) -> None:
     (source / ".s2i").mkdir()
     (source / ".s2i/environment").write_text(f"LONG={'x' * 300_000}\n")
-    done = ocis2i("build", source, builder, "--isolation", isolation)
+    done = shared("build", source, builder, "--isolation", isolation)
     assert (done.code, done.err.count("error: variable `LONG` has")) == (9, 1)

@@ -29,7 +29,7 @@ from tests.fakes.images import LayoutImage
 from tests.fakes.program import PROJECT
 
 Ids: TypeAlias = Literal["host", "own", "range", "container"]
-Filter: TypeAlias = Literal["none", "namespaces", "docker"]
+Filter: TypeAlias = Literal["none", "namespaces", "docker", "owners"]
 
 # What OpenShift runs a pod as: a number that no image knows, in the group of root.
 ARBITRARY = (1_000_660_000, 0)
@@ -72,7 +72,8 @@ class Host:
     `shared` are there under the same names, and so is this Python. `user` are the ids to take,
     `capabilities` those that are kept: without an id of one's own they are raised for programs too.
     In a user namespace `devices` can be made only with somebody's help (`tests/fakes/nodes.py`),
-    and not with the filter `docker`.
+    and not with the filter `docker`. With the filter `owners` no file can be given to another id,
+    as on NFS; it takes ids of one's own.
     """
 
     ids: Ids = "host"
@@ -332,6 +333,8 @@ def _share(root: str, path: str) -> None:
 
 def _give_up(host: Host) -> None:
     mask = sum(1 << syscalls.CAPABILITIES.index(name) for name in host.capabilities)
+    if host.filter == "owners":  # as root, so that newuidmap still gains rights
+        syscalls.set_filter(_program_of_owners())
     if host.user:
         _drop_bounding(mask)
         uid, gid = host.user
@@ -344,9 +347,9 @@ def _give_up(host: Host) -> None:
         syscalls.capset(mask, mask, mask)
         for name in host.capabilities:
             syscalls.prctl(_PR_CAP_AMBIENT, _RAISE, syscalls.CAPABILITIES.index(name))
-    if host.no_new_privs or host.filter != "none":
+    if host.no_new_privs or host.filter in ("namespaces", "docker"):
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    if host.filter != "none":
+    if host.filter in ("namespaces", "docker"):
         syscalls.set_filter(_program(host.filter))
 
 
@@ -368,6 +371,19 @@ def _program(kind: Filter) -> bytes:
     for name in ("unshare", "clone"):
         code += [(0x15, 0, 4, numbers[name]), (0x20, 0, 0, 16), (0x45, 0, 1, flags)]
         code += [_answer(_EPERM), (0x06, 0, 0, 0x7FFF0000)]
+    code.append((0x06, 0, 0, 0x7FFF0000))
+    return b"".join(struct.pack("=HBBI", *one) for one in code)
+
+
+def _program_of_owners() -> bytes:
+    """Lets chown(2) give files to root of a namespace or to nobody new, and to no other id."""
+    numbers = NUMBERS[os.uname().machine]
+    code = [(0x20, 0, 0, 0)]
+    for name, user in (("chown", 24), ("lchown", 24), ("fchown", 24), ("fchownat", 32)):
+        if name in numbers:
+            code += [(0x15, 0, 5, numbers[name]), (0x20, 0, 0, user)]
+            code += [(0x15, 2, 0, 0), (0x15, 1, 0, 0xFFFFFFFF), _answer(_EPERM)]
+            code.append((0x06, 0, 0, 0x7FFF0000))
     code.append((0x06, 0, 0, 0x7FFF0000))
     return b"".join(struct.pack("=HBBI", *one) for one in code)
 

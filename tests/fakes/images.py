@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -134,6 +135,7 @@ def _info(path: str, kind: bytes, mode: int, uid: int, gid: int, mtime: float) -
     return info
 
 
+@lru_cache(maxsize=32)  # nearly every test makes the same layer of busybox
 def compress(data: bytes, compression: CompressionName) -> bytes:
     """`data` as a blob of that compression."""
     if compression == "gzip":

@@ -17,6 +17,7 @@ from ocis2i import syscalls
 # Without attributes of users, like an old NFS, is `ramfs`.
 KINDS = {
     "tmpfs": ("tmpfs", 0, ""),
+    "small": ("tmpfs", 0, "size=12m"),
     "noexec": ("tmpfs", syscalls.MS_NOEXEC, ""),
     "ramfs": ("ramfs", 0, ""),
     "overlay": ("overlay", 0, "userxattr,lowerdir={0}.lower,upperdir={0}.upper,workdir={0}.work"),

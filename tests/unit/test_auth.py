@@ -88,6 +88,19 @@ def test_docker_config_replaces_the_search(tmp_path: Path) -> None:
     assert find(environment) == Credentials("elsewhere", "x")
 
 
+def test_files_that_have_credentials_are_known_also_those_that_are_not_asked(
+    tmp_path: Path,
+) -> None:
+    named = write(tmp_path / "named.json", auths("ann", "secret"))
+    usual = write(tmp_path / ".docker/config.json", {"credsStore": "desktop"})
+    write(tmp_path / ".config/containers/auth.json", {"auths": {}})
+    (tmp_path / ".dockercfg").write_text("{ not JSON")
+    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert Keychain(environment).readable_files() == (usual,)
+    environment["REGISTRY_AUTH_FILE"] = str(named)
+    assert Keychain(environment).readable_files() == (named, usual)
+
+
 def test_named_auth_file_wins_and_must_exist(tmp_path: Path) -> None:
     write(tmp_path / ".docker/config.json", auths("home", "x"))
     path = write(tmp_path / "named.json", {})

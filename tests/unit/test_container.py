@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.container import named_interpreter, needs_shell
+from ocis2i.container import gaps, named_interpreter, needs_shell
+from ocis2i.runner import Hardening
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,32 @@ def test_what_no_shell_can_read_does_not(head: str) -> None:
 def test_what_names_an_interpreter_needs_no_shell(head: bytes) -> None:
     text = head.decode(errors="surrogateescape")
     assert not (needs_shell(text) and named_interpreter(text))
+
+
+@pytest.mark.parametrize("executor", ["runc", "builtin", "chroot"])
+def test_processors_without_a_seccomp_profile_are_told_of(executor: str) -> None:
+    (sentence,) = gaps(executor, None, Hardening(), "riscv64")
+    assert "no seccomp profile for `riscv64`" in sentence
+    assert "--isolation buildah" in sentence
+
+
+@pytest.mark.parametrize(
+    ("executor", "hardening", "machine"),
+    [
+        ("runc", Hardening(), "x86_64"),
+        ("builtin", Hardening(), "aarch64"),
+        ("buildah", Hardening(), "riscv64"),
+        ("runc", Hardening(seccomp=False), "riscv64"),
+    ],
+)
+def test_where_nothing_is_missing_nothing_is_told(
+    executor: str, hardening: Hardening, machine: str
+) -> None:
+    assert list(gaps(executor, None, hardening, machine)) == []
+
+
+@pytest.mark.parametrize(("executor", "told"), [("buildah", 1), ("runc", 0)])
+def test_buildah_by_chroot_is_told_of(executor: str, told: int) -> None:
+    found = list(gaps(executor, "chroot", Hardening(), "x86_64"))
+    assert len(found) == told
+    assert all("leave the variable out" in sentence for sentence in found)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
-from ocis2i.cli import app
+from ocis2i.commands.application import VERBS, app
 from ocis2i.errors import Ocis2iError
 
 PROJECT = Path(__file__).parent.parent.parent
 USAGE = (PROJECT / "docs/usage.md").read_text()
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS = {name: PROGRAM.verb(name) for name in VERBS}
 
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ocis2i.documents import build_info, failure_document
 from ocis2i.errors import ScriptError
+from ocis2i.events import NetworkEnded
 from ocis2i.report import StageRecord
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -57,3 +58,14 @@ def test_a_failure_tells_reason_message_and_both_exit_codes() -> None:
         "message": "assemble failed",
     }
     assert [one["name"] for one in document["build_info"]["stages"]] == ["Assemble"]
+
+
+def test_a_failure_tells_what_was_asked_for_through_the_proxy() -> None:
+    error = ScriptError("assemble failed", script_exit_code=13)
+    ended = NetworkEnded("proxy", (("far.example", 443, "refused"),), 2)
+    assert failure_document(error, 7, [], ended)["network"] == {
+        "mode": "proxy",
+        "hosts": [{"host": "far.example", "port": 443, "state": "refused"}],
+        "more": 2,
+    }
+    assert failure_document(error, 7, [])["network"] is None

@@ -22,7 +22,7 @@ from ocis2i.isolation.ladder import (
     rung,
     steps_up,
 )
-from ocis2i.isolation.place import family_of, kind_of, status_fields
+from ocis2i.isolation.place import family_of, kind_of, root_is_a_disk, status_fields
 from ocis2i.isolation.sentences import (
     HOST,
     Cause,
@@ -190,7 +190,8 @@ def test_the_refusal_is_the_sentence_of_what_is_asked_for_least() -> None:
     error = refused(host).error()
     assert isinstance(error, IsolationError)
     assert error.message == "this host allows no (more) user namespaces"
-    assert error.hint == "raise the sysctl: `sysctl user.max_user_namespaces=15000`"
+    assert error.hint
+    assert error.hint.endswith("raise the sysctl: `sysctl user.max_user_namespaces=15000`")
 
 
 def test_a_named_rung_is_refused_by_its_name() -> None:
@@ -365,6 +366,8 @@ def test_errors_of_mount_have_their_causes(number: int, place: Place, cause: Cau
 # --- places -------------------------------------------------------------------------------------
 
 _ON_DISK = "20 1 254:0 / / rw - ext4 /dev/vda rw\n"
+# As Docker's storage drivers vfs and btrfs have it.
+_IN_DIRECTORY = "20 1 254:0 /var/lib/docker/vfs/dir/1f / rw - ext4 /dev/vda rw\n"
 _ON_OVERLAY = "20 1 0:50 / / rw - overlay overlay rw,lowerdir=/a\n"
 _KUBELET = "# Kubernetes-managed hosts file.\n127.0.0.1 localhost\n"
 
@@ -377,6 +380,8 @@ _KUBELET = "# Kubernetes-managed hosts file.\n127.0.0.1 localhost\n"
         (True, "", _ON_DISK + _ON_OVERLAY, 0, "container"),
         # A virtual machine that was made of a container image.
         (True, "", _ON_DISK, 1000, "host"),
+        (True, "", _IN_DIRECTORY, 1000, "container"),
+        (False, "", _IN_DIRECTORY, 1000, "host"),
         (False, "", _ON_OVERLAY, 1000, "host"),
         (False, _KUBELET, _ON_OVERLAY, 1000, "pod"),
         (False, _KUBELET, _ON_OVERLAY, 0, "pod"),
@@ -389,6 +394,13 @@ def test_places_are_told_apart(
     marked: bool, hosts: str, mounts: str, uid: int, kind: PlaceKind
 ) -> None:
     assert kind_of(marked=marked, hosts=hosts, mounts=mounts, uid=uid) == kind
+
+
+def test_a_root_is_a_disk_when_the_uppermost_is() -> None:
+    assert root_is_a_disk(_ON_DISK)
+    assert root_is_a_disk(_IN_DIRECTORY)
+    assert not root_is_a_disk(_ON_DISK + _ON_OVERLAY)
+    assert not root_is_a_disk("")
 
 
 def test_a_distribution_is_like_others() -> None:

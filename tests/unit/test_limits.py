@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -217,3 +221,50 @@ def test_a_watch_adds_up_memory() -> None:
     assert not Watch({"memory": 1 << 50}).look([own])
     # A process that is gone uses nothing.
     assert not Watch({"memory": 1 << 20, "tasks": 1}).look(["999999999"])
+
+
+# Fills memory that its child has mapped too, and says so; both wait for the end of the input.
+_SHARING = """
+import mmap, os, sys
+memory = mmap.mmap(-1, 64 << 20)
+ready, told = os.pipe()
+child = os.fork()
+memory.write(bytes(len(memory)))
+memory[0:len(memory):4096]
+if child == 0:
+    os.write(told, b"x")
+else:
+    os.read(ready, 1)
+    print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def sharing() -> Iterator[list[str]]:
+    """Two processes with 64 MiB that both of them have mapped; their names in /proc."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", _SHARING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdin and running.stdout
+        yield [str(running.pid), running.stdout.readline().decode().strip()]
+        running.stdin.close()
+
+
+def test_a_watch_counts_memory_that_processes_share_once() -> None:
+    with sharing() as names:
+        watch = Watch({"memory": 60 << 20})
+        assert watch.look(names)
+        assert watch.reached == "memory"
+        assert not Watch({"memory": 110 << 20}).look(names)
+
+
+def test_a_process_may_not_confuse_a_watch_by_its_name() -> None:
+    own = Path("/proc/self/comm")
+    name = own.read_text()
+    own.write_text("much kB")
+    try:
+        assert not Watch({"memory": 1 << 50}).look([str(os.getpid())])
+        assert Watch({"memory": 1 << 20}).look([str(os.getpid())])
+    finally:
+        own.write_text(name)

@@ -31,8 +31,8 @@ from ocis2i.net import (
     redacted,
     retry_after_seconds,
     split_credentials,
-    tls_context,
 )
+from ocis2i.net.connections import tls_context
 from ocis2i.registry import Registry
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import Answer, FakeWeb

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.agent.owners import ROOT, Owner, Owners, Placed, Squashed, layer_owners
+from ocis2i.agent.owners import (
+    ROOT,
+    Owner,
+    Owners,
+    Placed,
+    Squashed,
+    giving_refusal,
+    layer_owners,
+)
 from ocis2i.agent.running import Task, below
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.ground import Ground, check_one_id
@@ -161,3 +170,13 @@ def test_an_executor_for_root_alone_says_so(uid: int, gid: int) -> None:
     check_one_id("runc", SINGLE, spec(0))
     with pytest.raises(IsolationError, match=f"runc cannot run anything as {uid}:{gid}.*newuidmap"):
         check_one_id("runc", SINGLE, spec(uid, gid))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may give files away")
+def test_who_may_give_nothing_away_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    assert giving_refusal(str(tmp_path)) == "Operation not permitted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_takes_no_file_says_nothing_of_owners(tmp_path: Path) -> None:
+    assert giving_refusal(str(tmp_path / "none")) is None

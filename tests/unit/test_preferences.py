@@ -118,9 +118,10 @@ def test_an_unknown_isolation_of_the_environment_is_refused_by_its_name() -> Non
 
 @pytest.mark.parametrize(("text", "allowed"), [("", False), ("0", False), ("1", True)])
 def test_weak_isolation_is_allowed_by_one(text: str, allowed: bool) -> None:
-    assert Settings.from_environ({"OCIS2I_ALLOW_WEAK_ISOLATION": text}).allow_weak is allowed
+    environ = {"HOME": "/h", "OCIS2I_ALLOW_WEAK_ISOLATION": text}
+    assert Settings.from_environ(environ).allow_weak is allowed
 
 
 def test_weak_isolation_is_not_allowed_by_anything_else() -> None:
     with pytest.raises(UsageError, match="OCIS2I_ALLOW_WEAK_ISOLATION is `yes`"):
-        Settings.from_environ({"OCIS2I_ALLOW_WEAK_ISOLATION": "yes"})
+        Settings.from_environ({"HOME": "/h", "OCIS2I_ALLOW_WEAK_ISOLATION": "yes"})

@@ -24,6 +24,7 @@ from ocis2i.s2i import (
     redact_url,
     resolve_user,
     result_config,
+    user_flag,
 )
 
 
@@ -68,7 +69,14 @@ def test_variables_count_last_and_are_trimmed() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["image:///usr/s2i", "image:///usr/s2i/", "image://usr/s2i", "image:////usr//s2i"]
+    "written",
+    [
+        "image:///usr/s2i",
+        "image:///usr/s2i/",
+        "image://usr/s2i",
+        "image:////usr//s2i",
+        "IMAGE:///usr/s2i",
+    ],
 )
 def test_image_urls_are_cleaned_to_an_absolute_directory(written: str) -> None:
     assert contract_of({"io.openshift.s2i.scripts-url": written}).scripts_url == (
@@ -306,6 +314,17 @@ def test_user_and_group_are_told_apart(text: str, spec: UserSpec) -> None:
 def test_malformed_user_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="invalid user"):
         parse_user(text)
+
+
+def test_malformed_user_of_an_image_is_the_fault_of_the_image() -> None:
+    with pytest.raises(ImageError, match="the image has an invalid user `a b`"):
+        resolve_user("a b", "", "")
+
+
+def test_malformed_user_of_a_flag_is_named_with_the_flag() -> None:
+    with pytest.raises(UsageError, match="--assemble-user: invalid user `a:`"):
+        user_flag("a:", "--assemble-user")
+    assert user_flag(None, "--assemble-user") is None
 
 
 @pytest.mark.parametrize(

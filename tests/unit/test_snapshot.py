@@ -16,6 +16,7 @@ from ocis2i.agent.owners import Owners
 from ocis2i.agent.snapshot import ANY, Snapshot, settle, take
 from ocis2i.layers import TarPolicy
 
+AS_USER = pytest.mark.skipif(os.geteuid() == 0, reason="no mode stands in the way of root")
 OLD = 1_577_836_800 * 10**9
 
 
@@ -49,16 +50,62 @@ def everything(_: bytes, __: os.stat_result) -> bool:
 
 def changed(root: Path, before: Snapshot, marks: Marks = Marks()) -> list[str]:  # noqa: B008
     """The names in the layer of what happened since."""
+    return [one.name for one in layer(root, before, marks)]
+
+
+def layer(root: Path, before: Snapshot, marks: Marks = Marks()) -> list[tarfile.TarInfo]:  # noqa: B008
+    """The layer of what happened since."""
     out = io.BytesIO()
     scanner = tree_scanner(str(root), before, Hashed(), marks, Owners())
     write_changes(scanner, out, TarPolicy())
     out.seek(0)
     with tarfile.open(fileobj=out) as archive:
-        return archive.getnames()
+        return archive.getmembers()
 
 
 def test_nothing_has_changed(tree: Path) -> None:
     assert changed(tree, snapshot(tree)) == []
+
+
+def test_what_its_owner_may_not_read_is_in_the_layer_with_its_mode(tree: Path) -> None:
+    before = snapshot(tree)
+    (tree / "d/one").write_text("changed")
+    (tree / "d/inner/new").write_text("new")
+    modes = {"d/one": 0o000, "d/inner/new": 0o200, "d/inner": 0o000, "d": 0o400}
+    for name, mode in modes.items():
+        os.utime(tree / name, ns=(OLD, OLD))
+        (tree / name).chmod(mode)
+    try:
+        found = layer(tree, before)
+    finally:
+        kept = {}
+        for name in reversed(modes):
+            kept[name] = (tree / name).stat().st_mode & 0o777
+            (tree / name).chmod(0o755)
+    assert {one.name: one.mode for one in found} == modes
+    assert {one.mtime for one in found} == {OLD // 10**9}
+    assert kept == modes
+
+
+@AS_USER
+def test_a_directory_that_may_be_listed_and_not_entered_is_left_out(tree: Path) -> None:
+    (tree / "d").chmod(0o400)
+    before = snapshot(tree)
+    (tree / "alone").write_text("changed")
+    try:
+        assert changed(tree, before) == ["alone"]
+    finally:
+        (tree / "d").chmod(0o755)
+
+
+def test_it_does_not_matter_what_the_open_directory_was_read_for_before(tree: Path) -> None:
+    fd = os.open(tree, os.O_RDONLY)
+    try:
+        os.lseek(fd, 2**63 - 1, os.SEEK_SET)
+        taken = take(fd)
+    finally:
+        os.close(fd)
+    assert set(taken.directories[b""]) == {b"d", b"alone", b"link"}
 
 
 def test_a_time_that_is_put_back_hides_no_edit(tree: Path) -> None:

@@ -386,12 +386,19 @@ def test_pruning_waits_for_nobody_and_takes_nothing_from_a_build(
 ) -> None:
     put(store, b"being used")
     with store.in_use(), store.new_build() as (directory, _):
+        (directory / "upper").mkdir()
         done = prune(store, settings)
         assert done.busy
         assert directory.exists()
         assert len(blobs(store)) == 1
     assert prune(store, settings).builds == 1  # its process is gone now
     assert blobs(store) == set()
+
+
+def test_the_directory_of_a_build_that_was_emptied_goes_with_its_lock(store: Store) -> None:
+    with store.in_use(), store.new_build() as (directory, lock):
+        assert [path.name for path in directory.iterdir()] == [lock.path.name]
+    assert not directory.exists()
 
 
 def test_layers_without_an_image_are_pruned_and_others_kept(

@@ -119,14 +119,14 @@ def test_places_below_a_mount_are_hidden() -> None:
     )
 
 
-def test_mounts_are_read_with_their_names_and_rights() -> None:
+def test_mounts_are_read_with_their_names_and_kinds() -> None:
     lines = [
-        b"22 1 0:20 / / ro,relatime shared:1 - overlay overlay rw,lowerdir=/a\n",
+        b"22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/a\n",
         b"23 22 8:1 /x /a\\040b rw,nosuid - ext4 /dev/sda rw\n",
     ]
     root, other = read_mounts(lines)
-    assert (root.path, root.kind, root.read_only) == (b"/", b"overlay", True)
-    assert (other.path, other.kind, other.read_only) == (b"/a b", b"ext4", False)
+    assert (root.path, root.kind) == (b"/", b"overlay")
+    assert (other.path, other.kind) == (b"/a b", b"ext4")
 
 
 # --- whose is what ------------------------------------------------------------------------------

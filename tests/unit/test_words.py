@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Annotated, Any
 
-from ocis2i.commands.words import Switch, rewrite
+import pytest
+import typer
+import typer.main
+from typer.core import TyperCommand
+
+from ocis2i.commands.words import Command, Switch, rewrite
 from ocis2i.errors import UsageError
 
 _SWITCH = Switch("--quiet", "--quiet off")
@@ -53,3 +58,51 @@ def test_words_of_the_command_that_is_run_stay_as_they_are() -> None:
 def test_value_of_a_switch_is_true_or_false(word: str) -> None:
     with pytest.raises(UsageError, match=r"`-.*q.*` is `"):
         rewrite([word], FLAGS)
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+def read_by(kind: type[TyperCommand], words: str) -> dict[str, Any] | str:
+    """What a verb gets of the `words`, or the complaint about them."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    got: dict[str, Any] = {}
+
+    @app.command(cls=kind)
+    def verb(
+        image: str,
+        more: Annotated[list[str] | None, typer.Argument()] = None,
+        env: Annotated[list[str] | None, typer.Option("--env")] = None,
+        tag: Annotated[str | None, typer.Option("--tag")] = None,
+        policy: Annotated[str, typer.Option("--policy")] = "never",
+        level: Annotated[int, typer.Option("--level", min=0, max=5)] = 0,
+        depth: Annotated[int | None, typer.Option("--depth")] = None,
+        quiet: Annotated[bool, typer.Option("--quiet")] = False,
+        check: Annotated[bool, typer.Option("--check/--no-check")] = True,
+    ) -> None:
+        got.update(locals())
+
+    try:
+        app(args=words.split(), prog_name="program", standalone_mode=False)
+    except typer.TyperException as error:
+        return f"{type(error).__name__}: {error}"
+    return {name: value for name, value in got.items() if name not in ("app", "got", "kind")}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "image",
+        "image --env A=1 --env B=2 one two",
+        "image --tag x --policy always --quiet --no-check",
+        "image --level 3 --depth 7",
+        "image --level 0 --depth 0",
+        "image --level 6",
+        "image --depth seven",
+        "--tag x",
+        "image --unknown",
+        "",
+    ],
+)
+def test_values_are_what_typer_makes_of_them(words: str) -> None:
+    assert read_by(Command, words) == read_by(TyperCommand, words)

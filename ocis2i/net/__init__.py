@@ -2,9 +2,7 @@
 
 Other servers are spoken to in the same way, see `Request.registry`.
 
-Requests are prepared and handed to `requests` adapters directly. A `requests.Session` would read
-the process environment and `~/.netrc`, keep cookies, follow redirects with credentials of others
-and is not made for threads; an adapter has none of that and its connection pool is thread-safe.
+The first exchange loads what makes connections (`connections`), and much with it.
 """
 
 from __future__ import annotations
@@ -12,25 +10,20 @@ from __future__ import annotations
 import base64
 import ipaddress
 import random
-import socket
-import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
-
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocis2i import __version__
 from ocis2i.errors import RegistryError
 from ocis2i.reference import is_loopback
+
+if TYPE_CHECKING:
+    import requests
+
+    from ocis2i.net.connections import Adapter
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -39,7 +32,6 @@ FINAL_SECONDS = 300.0
 SLOW_COMMIT_BYTES_PER_SECOND = 10 << 20
 BLOCK = 1 << 20
 REDIRECT_LIMIT = 10
-POOL_SIZE = 8
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 522})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -168,6 +160,8 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - loads much, needed rarely
+
     try:
         then = parsedate_to_datetime(text)
         now = parsedate_to_datetime(headers.get("Date", ""))
@@ -290,112 +284,7 @@ def _is_excepted(host: str, port: int, entry: str) -> bool:
     return bool(entry) and (host == entry or host.endswith(f".{entry}"))
 
 
-# --- TLS --------------------------------------------------------------------------------------
-
-
-def tls_context(host: str, environment: Mapping[str, str], *, verify: bool) -> ssl.SSLContext:
-    """The TLS settings for `host` (with its port, if not 443).
-
-    Trusted are the system's roots, those of `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` and
-    `CURL_CA_BUNDLE`, and those in `certs.d/HOST/*.crt` (containers-certs.d(5)), where `*.cert` and
-    `*.key` may hold a client certificate. Raises `RegistryError` naming a file that is no good.
-    """
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if environment.get(name):
-            _load(context, Path(environment[name]), f"`{name}`")
-    for directory in _certificate_directories(host, environment):
-        for path in sorted(directory.glob("*.crt")):
-            _load(context, path, "certs.d")
-        for path in sorted(directory.glob("*.cert")):
-            _load(context, path, "certs.d", key=path.with_suffix(".key"))
-    return context
-
-
-def _load(context: ssl.SSLContext, path: Path, what: str, key: Path | None = None) -> None:
-    try:
-        if key:
-            context.load_cert_chain(path, key)
-        elif path.is_dir():
-            context.load_verify_locations(capath=path)
-        else:
-            context.load_verify_locations(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        named = f"`{path}`" + (f" with its key `{key}`" if key else "")
-        reason = getattr(error, "strerror", None) or "no certificate in it"
-        raise RegistryError(
-            f"{what} names the certificate file {named}, which cannot be used: {reason}"
-        ) from error
-
-
-def _certificate_directories(host: str, environment: Mapping[str, str]) -> list[Path]:
-    places = [Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")]
-    if home := environment.get("HOME"):
-        config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
-        places.insert(0, Path(config) / "containers/certs.d")
-    return [place / host for place in places if (place / host).is_dir()]
-
-
-# --- connections ------------------------------------------------------------------------------
-
-
-class _PatientConnection(HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        _be_patient(self)
-
-
-class _PatientTlsConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _be_patient(self)
-
-
-def _be_patient(connection: HTTPConnection) -> None:
-    # urllib3 keeps the time-out for connecting on the socket until the body is sent, so that a
-    # registry that stops reading for a few seconds would break an upload.
-    if connection.sock is not None:
-        connection.sock.settimeout(READ_SECONDS)
-
-
-class _PatientPool(HTTPConnectionPool):
-    ConnectionCls = _PatientConnection
-
-
-class _PatientTlsPool(HTTPSConnectionPool):
-    ConnectionCls = _PatientTlsConnection
-
-
-class _Adapter(HTTPAdapter):
-    """An adapter with a TLS context of its own; `requests` would add certifi's roots to it."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._context = context
-        super().__init__(pool_maxsize=POOL_SIZE)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
-    ) -> Any:
-        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {"ssl_context": self._context, "cert_reqs": self._context.verify_mode}
-
-    def cert_verify(self, *_args: Any, **_kwargs: Any) -> None:
-        """Nothing: the context says what is trusted."""
-
-
-_POOLS = {"http": _PatientPool, "https": _PatientTlsPool}
+# --- exchanges --------------------------------------------------------------------------------
 
 
 class Body(Protocol):
@@ -433,10 +322,8 @@ class Http:
     def __init__(self, environment: Mapping[str, str], *, tls_verify: bool = True) -> None:
         self._environment = environment
         self._tls_verify = tls_verify
-        self._adapters: dict[str, _Adapter] = {}
+        self._adapters: dict[str, Adapter] = {}
         self._lock = threading.Lock()
-        if not tls_verify:
-            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     def exchange(self, request: Request) -> requests.Response:
         """The answer, its body not yet read; any status but a redirect.
@@ -490,6 +377,8 @@ class Http:
         return origin(request.url)[0] == "http"
 
     def _send(self, request: Request) -> requests.Response:
+        from ocis2i.net.connections import FAILURES  # noqa: PLC0415 - see the top
+
         headers = {
             "User-Agent": f"ocis2i/{__version__}",
             # A registry that compresses on the way would change the bytes that were hashed.
@@ -501,25 +390,25 @@ class Http:
         scheme, _, _ = origin(request.url)
         proxy = proxy_for(request.url, self._environment)
         try:
-            prepared = requests.Request(
-                request.method, request.url, headers, data=request.body or None
-            ).prepare()
-            return self._adapter(urlsplit(request.url).netloc).send(
-                prepared,
-                stream=True,
-                timeout=(CONNECT_SECONDS, request.read_seconds),
+            return self._adapter(urlsplit(request.url).netloc).exchange(
+                request.method,
+                request.url,
+                headers,
+                request.body,
+                read_seconds=request.read_seconds,
                 proxies={scheme: proxy} if proxy else {},
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            # A malformed address, of a proxy too, is often a plain ValueError.
+        except FAILURES as error:
             raise _failure(request, error, proxy) from error
 
-    def _adapter(self, host: str) -> _Adapter:
+    def _adapter(self, host: str) -> Adapter:
+        from ocis2i.net.connections import Adapter, tls_context  # noqa: PLC0415 - likewise
+
         host = host.rpartition("@")[2]
         with self._lock:
             if host not in self._adapters:
                 context = tls_context(host, self._environment, verify=self._tls_verify)
-                self._adapters[host] = _Adapter(context)
+                self._adapters[host] = Adapter(context)
             return self._adapters[host]
 
 
@@ -528,10 +417,12 @@ def read_blocks(response: requests.Response) -> Iterator[bytes]:
 
     Raises `RequestError` when it ends before its announced length.
     """
+    from ocis2i.net.connections import READ_FAILURES  # noqa: PLC0415 - likewise
+
     try:
         while block := response.raw.read1(BLOCK, decode_content=False):
             yield block
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except READ_FAILURES as error:
         request = Request(response.request.method or "GET", str(response.url))
         raise _failure(request, error, None) from error
 
@@ -554,19 +445,6 @@ def read_body(response: requests.Response, limit: int) -> bytes:
         return bytes(parts)
 
 
-# What can go wrong below HTTP, most telling first, and what to call it.
-_RULES: tuple[tuple[tuple[type[BaseException], ...], FailureKind, str], ...] = (
-    ((ssl.SSLCertVerificationError,), "certificate", "its certificate is not trusted"),
-    ((ssl.SSLEOFError, ssl.SSLZeroReturnError), "broken", "the connection was closed"),
-    ((ssl.SSLError,), "tls", "it does not speak TLS"),
-    ((socket.gaierror,), "unreachable", "its name cannot be resolved"),
-    ((ConnectionRefusedError,), "unreachable", "connection refused"),
-    ((urllib3.exceptions.ConnectTimeoutError,), "unreachable", "no connection in 10 seconds"),
-    ((urllib3.exceptions.NewConnectionError,), "unreachable", "no route to it"),
-    ((urllib3.exceptions.ReadTimeoutError, TimeoutError), "broken", "no data for too long"),
-    ((urllib3.exceptions.IncompleteRead,), "broken", "the answer ended too early"),
-    ((urllib3.exceptions.ProtocolError, ConnectionError), "broken", "the connection broke"),
-)
 _HINTS: Mapping[FailureKind, str] = {
     "unreachable": "check the name, the port, the network and the proxy settings",
     "certificate": "name its CA in SSL_CERT_FILE, or turn TLS verification off if you trust the "
@@ -576,7 +454,9 @@ _HINTS: Mapping[FailureKind, str] = {
 
 
 def _failure(request: Request, error: BaseException, proxy: str | None) -> RequestError:
-    kind, reason = _kind_and_reason(list(_causes(error)))
+    from ocis2i.net.connections import kind_and_reason  # noqa: PLC0415 - likewise
+
+    kind, reason = kind_and_reason(error)
     through = f" through the proxy `{redacted(proxy)}`" if proxy else ""
     host = urlsplit(request.url).netloc.rpartition("@")[2]
     hint = _HINTS.get(kind)
@@ -594,28 +474,6 @@ def message_with_url(error: RegistryError, url: str) -> str:
     """The message of an error, after the URL that was asked for if it does not name it."""
     named = redacted(url)
     return error.message if named in error.message else f"{named}: {error.message}"
-
-
-def _kind_and_reason(causes: Iterable[BaseException]) -> tuple[FailureKind, str]:
-    for types, kind, reason in _RULES:
-        for cause in causes:
-            if isinstance(cause, types):
-                detail = getattr(cause, "verify_message", "")
-                return kind, f"{reason} ({detail})" if detail else reason
-    # The text of these errors may quote URLs with signatures in them, so only the type is told.
-    return "other", " / ".join(dict.fromkeys(type(cause).__name__ for cause in causes))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    waiting, seen = [error], set[int]()
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        linked = (*current.args, getattr(current, "reason", None), current.__cause__)
-        waiting += [link for link in linked if isinstance(link, BaseException)]
 
 
 def final_seconds(size_bytes: int) -> float:

@@ -1,0 +1,67 @@
+"""The verb that makes an image again: rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ocis2i.callback import check_callback_url
+from ocis2i.commands.build_flags import RebuildFlags
+from ocis2i.commands.build_spec import common_spec
+from ocis2i.commands.building import run_build
+from ocis2i.commands.context import Context, context
+from ocis2i.errors import UsageError
+from ocis2i.images import PullPolicy, obtain
+from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
+from ocis2i.reference import Location, RegistryLocation, parse_location
+from ocis2i.sources import parse_source
+from ocis2i.spec import BuildSpec
+
+
+def rebuild_image(flags: RebuildFlags) -> None:
+    if flags.callback_url:
+        check_callback_url(flags.callback_url)
+    with context(flags) as here:
+        location = parse_location(flags.image)
+        PullPolicy.parse(flags.runtime_policy)
+        tag = flags.tag or _tag_of(location, flags.image)
+        spec = common_spec(flags, here, builder=flags.image, tag=tag)
+        with here.store.in_use():
+            found = obtain(
+                location, spec.platform, spec.pull_policy, here.tools.places, layers=False
+            )
+        plan = plan_rebuild(flags.image, found.image.config.runtime)
+        digest = found.manifest.descriptor.digest
+        refuse_local_places(
+            flags.image,
+            plan,
+            built_from=here.store.built_from(digest),
+            built_with=here.store.built_with(digest),
+        )
+        for sentence in plan.warnings:
+            here.recorder.warn(sentence)
+        run_build(_as_recorded(spec, plan, here), flags, here)
+
+
+def _tag_of(location: Location, text: str) -> str:
+    """The name of the result when none is given: the image's own."""
+    if not isinstance(location, RegistryLocation):
+        raise UsageError(
+            f"`{text}` is no name for the result", hint="write: ocis2i rebuild IMAGE NEW-TAG"
+        )
+    return str(location.reference) if location.explicit else text
+
+
+def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
+    return replace(
+        spec,
+        source=parse_source(
+            plan.source,
+            cwd=here.tools.cwd,
+            ref=plan.ref,
+            context_dir=plan.context_dir,
+            copy=plan.copy,
+        ),
+        builder=parse_location(plan.builder),
+        description=plan.description,
+        application_name=plan.application_name,
+    )

@@ -1,0 +1,229 @@
+"""What a build starts from: its source, images, scripts and secrets, before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocis2i.errors import PolicyError
+from ocis2i.events import Notice, Report, stage
+from ocis2i.extended import (
+    RuntimeImage,
+    RuntimeSearch,
+    artifacts_of,
+    obtain_runtime,
+    plan_runtime,
+)
+from ocis2i.hidden import Hidden, hide
+from ocis2i.images import Obtained, blamed_on, obtain
+from ocis2i.s2i import REQUIRED_SCRIPTS, Contract, merge_environment, read_contract
+from ocis2i.scripts import ScriptSet, read_environment, resolve
+from ocis2i.session import Session
+from ocis2i.sources import SourceTree, fetch
+from ocis2i.spec import BuildSpec
+from ocis2i.store import LayerRecord
+from ocis2i.tools import Tools
+from ocis2i.uids import ASSEMBLE_RUNTIME, check_allowed
+from ocis2i.unpack import unpack_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is known before anything runs."""
+
+    builder: Obtained
+    contract: Contract
+    tree: SourceTree
+    scripts: ScriptSet
+    user_environment: Mapping[str, str]
+    layers: tuple[LayerRecord, ...]
+    runtime: RuntimeImage | None
+    hidden: Hidden
+
+    @property
+    def base(self) -> Obtained:
+        """The image that the result adds its layer to."""
+        return self.runtime.obtained if self.runtime else self.builder
+
+    @property
+    def required_scripts(self) -> tuple[str, ...]:
+        """The scripts that the builder's container has to have."""
+        return ("assemble",) if self.runtime else REQUIRED_SCRIPTS
+
+    @property
+    def run_script(self) -> str:
+        """What the result starts."""
+        scripts = self.runtime.scripts if self.runtime else self.scripts
+        return scripts["run"].path_in_image
+
+    def environment(self, image: Obtained) -> tuple[str, ...]:
+        """The environment of `image` with the user's variables."""
+        return merge_environment(image.image.config.runtime.env, self.user_environment)
+
+
+def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
+    """Fetches the source, obtains the images and finds what belongs to them.
+
+    What goes into the container is in the session's `upload` then.
+    """
+    upload = _make_upload(here.directory)
+    tree = _fetch(spec, upload / "src", tools)
+    builder, contract = _obtain_builder(spec, here, tools)
+    runtime = _obtain_runtime(spec, tools)
+    check_users(spec, builder, runtime)
+    scripts = _find_scripts(spec, contract, tree, upload / "scripts", tools)
+    plan = None
+    if spec.runtime and runtime:
+        found = RuntimeSearch(tree, scripts, upload / "runtime-scripts", tools.cwd, tools.download)
+        plan = plan_runtime(spec, spec.runtime, runtime, found, tools.report)
+    layers = () if here.in_place else _unpack(builder, here, tools)
+    variables = {**read_environment(tree, tools.report).values, **spec.environment}
+    hidden = hide(
+        spec.secrets,
+        builder.image.config.runtime.working_dir or "/",
+        here.directory,
+        here.agent,
+        settings=tools.settings,
+        cwd=tools.cwd,
+        report=tools.report,
+        chosen=spec.environment,
+        proxies=spec.network != "proxy",
+    )
+    return Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
+
+
+def _make_upload(session: Path) -> Path:
+    upload = session / "upload"
+    for name in ("src", "scripts"):
+        (upload / name).mkdir(parents=True)
+        (upload / name).chmod(0o755)  # whatever the umask of whoever builds
+    return upload
+
+
+def _fetch(spec: BuildSpec, into: Path, tools: Tools) -> SourceTree:
+    with stage(tools.report, "fetch"):
+        return fetch(
+            spec.source, into, settings=tools.settings, report=tools.report, stdin=tools.stdin
+        )
+
+
+def _obtain_builder(spec: BuildSpec, here: Session, tools: Tools) -> tuple[Obtained, Contract]:
+    with stage(tools.report, "pull", str(spec.builder)), blamed_on("PullBuilderImageFailed"):
+        builder = obtain(
+            spec.builder, spec.platform, spec.pull_policy, tools.places, layers=not here.in_place
+        )
+        return builder, read_builder(spec, builder, tools.report)
+
+
+def _obtain_runtime(spec: BuildSpec, tools: Tools) -> Obtained | None:
+    if spec.runtime is None:
+        return None
+    with stage(tools.report, "pull-runtime", str(spec.runtime.image)):
+        runtime = obtain_runtime(spec.runtime, spec, tools.places)
+        artifacts_of(spec.runtime, runtime)
+    return runtime
+
+
+def _find_scripts(
+    spec: BuildSpec, contract: Contract, tree: SourceTree, into: Path, tools: Tools
+) -> ScriptSet:
+    later = ("run", "assemble-runtime") if spec.runtime else ()  # the runtime image may have them
+    return resolve(
+        contract.scripts_url,
+        scripts_url_flag=spec.scripts_url,
+        source=tree,
+        into=into,
+        wanted=("assemble",) if spec.runtime else REQUIRED_SCRIPTS,
+        optional=("save-artifacts", *later),
+        destination=contract.destination,
+        cwd=tools.cwd,
+        report=tools.report,
+        download=tools.download,
+    )
+
+
+def _unpack(builder: Obtained, here: Session, tools: Tools) -> tuple[LayerRecord, ...]:
+    with stage(tools.report, "unpack"):
+        return unpack_layers(
+            builder.image,
+            tools.store,
+            here.agent,
+            tools.report,
+            size_limit=tools.settings.layer_limit,
+        )
+
+
+def read_builder(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
+    """What the builder promises. Raises `PolicyError` for one that needs a Dockerfile build."""
+    if builder.image.config.runtime.on_build and not spec.ignore_onbuild:
+        raise PolicyError(
+            f"the builder `{builder.name}` has ONBUILD instructions, which need a Dockerfile build",
+            hint="use a builder without ONBUILD, or build its triggers into it first; "
+            "--ignore-onbuild builds by its S2I scripts alone",
+            reason="OnBuildForbidden",
+        )
+    return contract_of(spec, builder, report)
+
+
+def contract_of(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:
+    """What the labels of the builder say, with the user's destination; tells of old labels."""
+    contract = read_contract(builder.image.config)
+    for sentence in contract.deprecated:
+        report(Notice("warning", sentence))
+    if spec.destination:
+        return Contract(contract.scripts_url, spec.destination, contract.assemble_user)
+    return contract
+
+
+def check_users(spec: BuildSpec, builder: Obtained, runtime: Obtained | None) -> None:
+    """Raises `PolicyError` for a user ID that the caller does not allow.
+
+    Upstream drops what it finds for the runtime image.
+    """
+    check_allowed(
+        spec.allowed_uids,
+        builder.name,
+        builder.image.config.runtime,
+        script_user=spec.assemble_user,
+        is_base=runtime is None,
+    )
+    if runtime and spec.runtime:
+        check_allowed(
+            spec.allowed_uids,
+            runtime.name,
+            runtime.image.config.runtime,
+            role=ASSEMBLE_RUNTIME,
+            script_user=spec.runtime.user,
+        )
+
+
+def save_upload(upload: Path, tools: Tools) -> None:
+    """A copy for the user to look at, of what is about to go into the container."""
+    directory = tools.settings.environment.get("TMPDIR") or None
+    try:
+        kept = Path(tempfile.mkdtemp(prefix="s2i-", dir=directory))
+        shutil.copytree(upload, kept / "upload", symlinks=True)
+    except OSError as error:
+        where = directory or tempfile.gettempdir()
+        tools.report(
+            Notice(
+                "warning",
+                f"--save-temp-dir: what was uploaded cannot be kept in `{where}`: "
+                f"{_why_not_copied(error)}; set TMPDIR to a directory with room",
+            )
+        )
+    else:
+        tools.report(Notice("warning", f"what was uploaded is kept in `{kept}`"))
+
+
+def _why_not_copied(error: OSError) -> str:
+    if isinstance(error, shutil.Error):
+        # A list of what failed, each with both paths and a text.
+        _, first, text = error.args[0][0]
+        why = str(text).partition("] ")[2].partition(": '")[0]  # of `[Errno 28] why: 'path'`
+        return f"{why or text} (`{first}`)"
+    named = isinstance(error.filename, str)
+    return (error.strerror or str(error)) + (f" (`{error.filename}`)" if named else "")
