@@ -158,7 +158,10 @@ def examine(
     references: Sequence[str] = (),
     now: Callable[[], datetime],
 ) -> Report:
-    """Tries everything. Nothing stays behind; call from the main thread (see `session`)."""
+    """Tries everything. Nothing stays behind but an empty store.
+
+    Call from the main thread (see `session`).
+    """
     place = find_place()
     who = ladder.caller(
         os.geteuid(), whole_host=is_whole_host(Path("/proc/self/uid_map").read_text())

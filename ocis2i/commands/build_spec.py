@@ -118,7 +118,7 @@ def common_spec(
         clamp_seconds=clamp,
         compression=kind,
         compression_level=level,
-        isolation=flags.isolation,
+        isolation=flags.wanted_isolation,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ocis2i.commands.flags import RootfsFlags, StoreFlags, option
 from ocis2i.container_options import parse_security_options
+from ocis2i.errors import UsageError
 from ocis2i.limits import (
     DEFAULT_TASKS,
     Limits,
@@ -17,6 +18,7 @@ from ocis2i.limits import (
     parse_tasks,
 )
 from ocis2i.runner import Hardening
+from ocis2i.settings import ISOLATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class ContainerFlags(RootfsFlags):
             help="auto, runc, crun, builtin, buildah, chroot or in-place. Default: the strongest.",
         ),
     ] = None
+
+    @property
+    def wanted_isolation(self) -> str | None:
+        """The way that was asked for; raises `UsageError` before anything is fetched."""
+        return known_isolation(self.isolation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +100,10 @@ class LimitFlags(StoreFlags):
     def hardening(self) -> Hardening:
         """What it is kept from; raises `UsageError`."""
         return parse_security_options(self.security_opt or ())
+
+
+def known_isolation(name: str | None) -> str | None:
+    """The value of `--isolation`; raises `UsageError`."""
+    if name is not None and name not in ISOLATIONS:
+        raise UsageError(f"unknown isolation `{name}`", hint=f"there are {', '.join(ISOLATIONS)}")
+    return name

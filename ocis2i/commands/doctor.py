@@ -15,11 +15,12 @@ import typer
 
 from ocis2i import __version__
 from ocis2i.auth import Keychain
+from ocis2i.commands.container_flags import known_isolation
 from ocis2i.commands.flags import JsonFlags, RegistryFlags, RootfsFlags, option
 from ocis2i.commands.state import State, print_json
 from ocis2i.doctor import Report, examine, registry_reference
 from ocis2i.errors import IsolationError
-from ocis2i.isolation.ladder import Choice, Refused, Step, Wish, rung
+from ocis2i.isolation.ladder import Choice, Refused, Step, Wish
 from ocis2i.registry import Registry
 from ocis2i.report import Lines, printable
 from ocis2i.settings import Settings
@@ -65,9 +66,7 @@ class DoctorFlags(RootfsFlags, RegistryFlags, JsonFlags):
 def examine_host(flags: DoctorFlags) -> None:
     State.as_json = flags.as_json
     settings = Settings.from_environ(os.environ, root=flags.root or State.root, rootfs=flags.rootfs)
-    wish = Wish(flags.isolation or "auto", settings.rootfs, settings.allow_weak)
-    if wish.isolation != "auto":
-        rung(wish.isolation)
+    wish = Wish(known_isolation(flags.isolation) or "auto", settings.rootfs, settings.allow_weak)
     for text in flags.registry or ():
         registry_reference(text)
     authfile = Path(flags.authfile) if flags.authfile else None

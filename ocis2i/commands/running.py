@@ -52,7 +52,7 @@ def run_image(flags: RunFlags) -> None:
             mounts=tuple(map(parse_volume, flags.volume or ())),
             user=user_flag(flags.user, "--user"),
             working_dir=absolute_flag(flags.workdir, "--workdir"),
-            isolation=flags.isolation,
+            isolation=flags.wanted_isolation,
             limits=flags.limits,
             hardening=flags.hardening,
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ocis2i.commands.container_flags import LimitFlags
+from ocis2i.commands.container_flags import LimitFlags, known_isolation
 from ocis2i.commands.context import context
 from ocis2i.commands.flags import (
     DockerFlags,
@@ -84,7 +84,7 @@ def show_usage(flags: UsageFlags) -> None:
                 scripts_url=flags.scripts_url,
                 destination=absolute_flag(flags.location or flags.destination, "--destination"),
                 environment=dict(map(parse_variable, flags.env or ())),
-                isolation=flags.isolation,
+                isolation=known_isolation(flags.isolation),
                 limits=flags.limits,
                 hardening=flags.hardening,
                 cwd=here.tools.cwd,

@@ -267,6 +267,8 @@ def steps_up(choice: Choice | Refused, who: Caller, look: Look, place: Place) ->
     if who == "root":
         why = refusal("root", place)
         return (Step("native", "containers", why.text, why.way_out),)
+    if (store := look("copy").refusal) and store.cause == "no-store":
+        return (Step("copy", "builds", store.text, store.way_out),)
     skipped: set[Need] = {"native"} if who == "user" else {"single"}
     if isinstance(choice, Choice):
         skipped |= {"runc"} if choice.executor in ("runc", "crun") else set()

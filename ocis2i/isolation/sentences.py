@@ -310,7 +310,10 @@ _TABLE: dict[Cause, _Sentence] = {
     "no-runtime": _Sentence("{said}", WayOut("--isolation builtin does without it")),
     "no-capability": _Sentence(
         "{said}",
-        WayOut("it takes root with CAP_SYS_CHROOT, CAP_SETUID, CAP_SETGID and CAP_CHOWN"),
+        WayOut(
+            "leave out --isolation to take what works; chroot is for root with CAP_SYS_CHROOT, "
+            "CAP_SETUID, CAP_SETGID and CAP_CHOWN"
+        ),
         {
             "container": WayOut(
                 "start the container as root, with the capabilities that Docker gives",

@@ -265,7 +265,7 @@ def test_an_ordinary_user_is_refused(ocis2i: Program, source: Path, builder: str
     done = ocis2i("build", source, builder, "app:1", *CHROOT)
     assert done.code == 6
     assert "isolation `chroot` cannot be used: it takes root, and this is user" in done.err
-    assert "hint: it takes root with CAP_SYS_CHROOT" in done.err
+    assert "chroot is for root with CAP_SYS_CHROOT" in done.err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the tests run as root")

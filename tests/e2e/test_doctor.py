@@ -257,10 +257,14 @@ def test_chroot_is_not_for_ordinary_users(ocis2i: Program) -> None:
     assert document["refusal"]["message"].startswith("isolation `chroot` cannot be used: ")
 
 
-def test_an_unknown_rung_is_a_usage_error(ocis2i: Program) -> None:
-    done = ocis2i("doctor", "--isolation", "docker")
+@pytest.mark.parametrize("name", ["docker", ""])
+@pytest.mark.parametrize("verb", [("doctor",), ("build", "nowhere", "nothing", "app")])
+def test_an_unknown_rung_is_a_usage_error(
+    ocis2i: Program, verb: tuple[str, ...], name: str
+) -> None:
+    done = ocis2i(*verb, "--isolation", name)
     assert done.code == 2
-    assert "unknown isolation `docker`" in done.err
+    assert f"unknown isolation `{name}`" in done.err
 
 
 def configured(ocis2i: Program, text: str) -> Program:

@@ -265,6 +265,14 @@ def test_each_thing_that_is_missing_has_its_change(missing: str, cause: Cause) -
     assert changes(Host(USER_HOST - {missing}, **{missing: cause})) == [missing]
 
 
+def test_without_a_store_nothing_else_is_to_be_changed() -> None:
+    host = Host(USER_HOST - {"copy", "overlay"}, copy="no-store", overlay="no-store")
+    found = choose(Wish(), "user", host.look, HOST)
+    (step,) = steps_up(found, "user", host.look, HOST)
+    assert step.brings == "builds"
+    assert step.way_out.text == "use another directory with --root"
+
+
 def test_runc_is_worth_something_only_where_no_runtime_is() -> None:
     assert changes(Host(USER_HOST - {"runc"}, runc="no-program")) == []
     without = Host(USER_HOST - {"runc", "crun"}, runc="no-program")
