@@ -302,7 +302,7 @@ def test_json_for_a_terminal_that_cannot_show_it(shared: Program, source: Path) 
 
 
 def test_nohup_means_it(shared: Program, tmp_path: Path, source: Path) -> None:
-    builder = scripted(tmp_path, "echo ready; sleep 3")
+    builder = scripted(tmp_path, "echo ready; sleep 1")
     process = subprocess.Popen(
         ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *ARGV, "build", str(source), builder],
         env=dict(shared.environment),
