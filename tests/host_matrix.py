@@ -38,9 +38,10 @@ ATTEMPTS_INTRODUCTION = """
 ## What a script tries
 
 Each attempt is made by an assemble script on each rung: root in the container where that is nobody
-outside (runc, crun, builtin, buildah), uid 1001 in a tree (chroot, as root in a Docker container),
-uid 1000660000 (in-place, in a restricted pod). What counts is the effect outside, and not what the
-script is told: [test_escapes.py](../tests/e2e/test_escapes.py).
+outside (runc, crun, builtin, buildah), uid 1001 or root in a tree (chroot, by root in a Docker
+container), uid 1000660000 (in-place, in a restricted pod). *One user id* is a host that gives no
+others, *nested* such a one whose /proc has hidden parts. What counts is the effect outside, and not
+what the script is told: [test_escapes.py](../tests/e2e/test_escapes.py).
 
 """
 
@@ -59,19 +60,28 @@ def render(cells: Sequence[Cell] = CELLS, attempts: Sequence[Attempt] = ATTEMPTS
     parts = [INTRODUCTION]
     parts += (_line(one.host + "¹" * one.root, one.made, answer(one)) for one in cells)
     parts.append(ATTEMPTS_INTRODUCTION)
-    parts.append(_line("attempt", *RUNGS) + _line("---", *("---" for _ in RUNGS)))
-    notes = list(dict.fromkeys(why for one in attempts for why in one.open.values()))
+    parts.append(_line("attempt", *RUNGS.values()) + _line("---", *("---" for _ in RUNGS)))
+    notes = list(dict.fromkeys(note for one in attempts for note in _notes(one).values()))
     for one in attempts:
         verdicts = (_verdict(one, rung, notes) for rung in RUNGS)
         parts.append(_line(one.what, *verdicts))
     parts.append("\n")
-    parts += (f"{number}. Not protected here: {why}.\n" for number, why in enumerate(notes, 1))
+    parts += (f"{number}. {note}.\n" for number, note in enumerate(notes, 1))
     return "".join(parts)
 
 
+def _notes(attempt: Attempt) -> dict[str, str]:
+    """What is to be said of rungs that are not wholly closed."""
+    notes = {rung: f"Not protected here: {why}" for rung, why in attempt.open.items()}
+    return notes | {rung: f"Unless {what}" for rung, what in attempt.unless.items()}
+
+
 def _verdict(attempt: Attempt, rung: str, notes: Sequence[str]) -> str:
-    why = attempt.open.get(rung)
-    return "fails" if why is None else f"not protected here ({notes.index(why) + 1})"
+    note = _notes(attempt).get(rung)
+    if note is None:
+        return "fails"
+    verdict = "not protected here" if rung in attempt.open else "fails"
+    return f"{verdict} ({notes.index(note) + 1})"
 
 
 def _line(*cells: str) -> str:

@@ -224,14 +224,35 @@ CELLS = (
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a script tries; `open` names the rungs that do not keep it from that, and why not."""
+    """What a script tries.
+
+    `open` names the rungs that do not keep it from that, and why not; on those of `unless` it
+    fails as long as the script does not do this first.
+    """
 
     id: str
     what: str
     open: Mapping[str, str] = field(default_factory=dict)
+    unless: Mapping[str, str] = field(default_factory=dict)
 
 
-RUNGS = ("runc", "crun", "builtin", "buildah", "chroot", "in-place")
+# The names of the rungs for people.
+RUNGS = {
+    "runc": "runc",
+    "crun": "crun",
+    "builtin": "builtin",
+    "single": "builtin, one user id",
+    "nested": "builtin, nested",
+    "buildah": "buildah",
+    "chroot": "chroot",
+    "chroot-root": "chroot, as root",
+    "in-place": "in-place",
+}
+WEAK = ("chroot", "chroot-root", "in-place")
+ISOLATED = tuple(rung for rung in RUNGS if rung not in WEAK)
+
+_NETWORK = "the network is the container's; `--network none` is refused"
+_ENDS_US = "it ends both ocis2i and its agent before, as it may"
 
 ATTEMPTS = (
     Attempt(
@@ -250,6 +271,14 @@ ATTEMPTS = (
         {"in-place": "the script is the same user; give them to `ocis2i push`, later"},
     ),
     Attempt(
+        "list-processes",
+        "see the command lines of other processes",
+        {
+            "nested": "/proc is that of the host; nothing but numbers and command lines is open",
+            "in-place": "the processes are those of the container",
+        },
+    ),
+    Attempt(
         "environment",
         "read the environment of ocis2i and of other processes",
         {"in-place": "the script is the same user"},
@@ -257,7 +286,10 @@ ATTEMPTS = (
     Attempt(
         "signal",
         "kill a process of the host",
-        {"in-place": "the script is the same user"},
+        {
+            "chroot-root": "root may signal what it has the number of",
+            "in-place": "the script is the same user",
+        },
     ),
     Attempt(
         "ptrace",
@@ -275,12 +307,13 @@ ATTEMPTS = (
     Attempt(
         "abstract-socket",
         "connect to an abstract socket of the host, with `--network none`",
-        {
-            "chroot": "the network is the container's; `--network none` is refused",
-            "in-place": "the network is the container's; `--network none` is refused",
-        },
+        dict.fromkeys(WEAK, _NETWORK),
     ),
-    Attempt("background", "leave a process behind that has left its session"),
+    Attempt(
+        "background",
+        "leave a process behind that has left its session",
+        unless={"chroot-root": _ENDS_US, "in-place": _ENDS_US},
+    ),
     Attempt(
         "shared-memory",
         "fill the host's /dev/shm",

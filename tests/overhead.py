@@ -1,9 +1,13 @@
 """Measures what each executor costs: a program that only ends, as assemble.
 
 *run* is one container through an agent that is there already, *build* a whole `ocis2i build` from
-the start of Python on, its builder unpacked in the store; both are medians. *times* compares the
-runs with the fastest one. *memory* is the peak resident size of the largest process of a build:
-Python's own, unless an executor is larger. Not for root.
+the start of Python on, its builder unpacked in the store; both are medians. *times* compares with
+the fastest one. *memory* is the peak resident size of the largest process of a build: Python's own,
+unless an executor is larger. Not for root.
+
+`single` is builtin with one user id, `copy` builtin with `--rootfs copy`; `chroot` and `in-place`
+are in a container of the builder image, `chroot` as root of a user namespace whose manager makes
+the devices. Of these four there is no *run* to tell apart from the rest.
 """
 
 from __future__ import annotations
@@ -15,12 +19,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from ocis2i.errors import Ocis2iError
+from ocis2i.errors import IsolationError, Ocis2iError
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.isolation.smallest import smallest_program
 from ocis2i.rootfs import prepare
@@ -29,13 +33,32 @@ from ocis2i.s2i import Identity
 from ocis2i.session import session
 from ocis2i.settings import Settings
 from ocis2i.store import Store
+from tests.fakes.hosts import ARBITRARY, DOCKER_CAPABILITIES, ROOT, Host, fresh
 from tests.fakes.images import SCRIPTS, Layer, make_layout
 from tests.fakes.program import ARGV, PROJECT
 
-EXECUTORS = ("runc", "crun", "builtin", "buildah")
+EXECUTORS = ("runc", "crun", "builtin", "buildah", "single", "copy", "chroot", "in-place")
+ALONE = EXECUTORS[4:]
+FLAGS = {"single": ("builtin",), "copy": ("builtin", "--rootfs", "copy")}
 ROUNDS = 15
 BUILDS = 5
+FILES = 5000
+_FILE = 4096
 _KIB = 1024
+
+# Starts a command several times, inside of whatever it is started in; what each took.
+_TIMED = """\
+import json, os, subprocess, sys, time
+measured = []
+for _ in range(int(sys.argv[1])):
+    started = time.perf_counter()
+    process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    measured.append((time.perf_counter() - started, usage.ru_maxrss))
+    if status:
+        sys.exit(f"exit code {os.waitstatus_to_exitcode(status)}")
+print(json.dumps(measured))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +66,29 @@ class Cost:
     """What an executor takes, or the `reason` why it cannot be used here."""
 
     executor: str
-    run_seconds: float = 0.0
+    run_seconds: float | None = None
     build_seconds: float = 0.0
     peak_bytes: int = 0
-    times: float = 0.0
+    times: float | None = None
+    build_times: float = 0.0
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A store of its own in `directory`, and how often each thing is done."""
+
+    directory: Path
+    rounds: int
+    builds: int
+    files: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of the builds."""
+        made = {"HOME": str(self.directory), "PYTHONPATH": str(PROJECT)}
+        made |= {"OCIS2I_ROOT": str(self.directory / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, **made}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,17 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("executors", nargs="*", metavar="EXECUTOR", default=[])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"runs of each ({ROUNDS})")
     parser.add_argument("--builds", type=int, default=BUILDS, help=f"builds of each ({BUILDS})")
+    parser.add_argument("--files", type=int, default=FILES, help=f"in the builder ({FILES})")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args(argv)
     if os.geteuid() == 0:
         parser.error("ocis2i builds as an ordinary user, and you are root")
     with tempfile.TemporaryDirectory(prefix="overhead-") as directory:
-        costs = measure(
-            Path(directory), options.executors or EXECUTORS, options.rounds, options.builds
-        )
+        bench = Bench(Path(directory), options.rounds, options.builds, options.files)
+        costs = measure(bench, options.executors or EXECUTORS)
     costs = compared(costs)
     if options.json:
-        document = {"rounds": options.rounds, "builds": options.builds}
+        document = {"rounds": options.rounds, "builds": options.builds, "files": options.files}
         text = json.dumps(document | {"executors": [asdict(cost) for cost in costs]}, indent=2)
     else:
         text = table(costs)
@@ -74,35 +115,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if any(not cost.reason for cost in costs) else 1
 
 
-def measure(directory: Path, executors: Sequence[str], rounds: int, builds: int) -> list[Cost]:
-    """The cost of each, in a store of their own in `directory`."""
-    environment = {**os.environ, "HOME": str(directory), "PYTHONPATH": str(PROJECT)}
-    environment |= {"OCIS2I_ROOT": str(directory / "store"), "PYTHONDONTWRITEBYTECODE": "1"}
-    builder, source = _builder(directory), directory / "source"
-    source.mkdir()
+def measure(bench: Bench, executors: Sequence[str]) -> list[Cost]:
+    """The cost of each."""
+    _make_builder(bench)
+    (bench.directory / "source").mkdir()
+    # For whoever the caller is in a container.
+    bench.directory.chmod(0o755)
     try:
-        return [_cost(name, environment, builder, source, rounds, builds) for name in executors]
+        return [_cost(name, bench) for name in executors]
     finally:
         # What belongs to subordinate ids is not for us to remove.
-        subprocess.run([*ARGV, "prune", "--all"], env=environment, capture_output=True, check=False)
+        prune = [*ARGV, "prune", "--all"]
+        subprocess.run(prune, env=bench.environment, capture_output=True, check=False)
 
 
-def _cost(
-    name: str, environment: Mapping[str, str], builder: str, source: Path, rounds: int, builds: int
-) -> Cost:
+def _cost(name: str, bench: Bench) -> Cost:
     try:
-        run_seconds = statistics.median(_runs(name, environment, rounds))
+        run_seconds = None if name in ALONE else statistics.median(_runs(name, bench))
+        measured = _builds(name, bench)
     except Ocis2iError as error:
         return Cost(name, reason=str(error))
-    command = [*ARGV, "build", str(source), builder, "app:1", "--isolation", name, "--quiet"]
-    measured = [_build(command, environment) for _ in range(builds + 1)][1:]
     seconds = statistics.median(seconds for seconds, _ in measured)
-    return Cost(name, run_seconds, seconds, max(peak for _, peak in measured))
+    return Cost(name, run_seconds, seconds, max(peak for _, peak in measured) * _KIB)
 
 
-def _runs(name: str, environment: Mapping[str, str], rounds: int) -> list[float]:
+def _host(name: str, bench: Bench) -> Host:
+    """Where an executor is to be had."""
+    container = Host(
+        ids="container",
+        image=(str(bench.directory / "builder"), "b:1"),
+        shared=(str(bench.directory),),
+        mounts=(fresh("tmpfs", "/var/tmp", options="mode=1777"),),
+    )
+    match name:
+        case "single":
+            return Host(no_new_privs=True)
+        case "chroot":
+            rights = tuple(DOCKER_CAPABILITIES)
+            return replace(
+                container, user=ROOT, capabilities=rights, devices=True, filter="namespaces"
+            )
+        case "in-place":
+            return replace(container, user=ARBITRARY, no_new_privs=True, filter="docker")
+        case _:
+            return Host()
+
+
+def _builds(name: str, bench: Bench) -> list[tuple[float, int]]:
+    """Seconds and peak KiB of each build, the first one not counted."""
+    if name != "in-place":
+        return _timed(name, bench, bench.builds + 1)[1:]
+    # Each of them takes a container of its own.
+    return [one for _ in range(bench.builds + 1) for one in _timed(name, bench, 1)][1:]
+
+
+def _timed(name: str, bench: Bench, count: int) -> list[tuple[float, int]]:
+    command = [*_host(name, bench).launcher, sys.executable, "-c", _TIMED, str(count), *ARGV]
+    command += ["build", str(bench.directory / "source"), f"oci:{bench.directory}/builder:b:1"]
+    command += ["app:1", "--quiet", "--isolation", *FLAGS.get(name, (name,))]
+    # Where the caller of a container may write; that of `chroot` may nowhere else.
+    stores = {"chroot": "/var/tmp/store", "in-place": str(bench.directory / "in-place")}
+    store = {"OCIS2I_ROOT": stores[name]} if name in stores else {}
+    done = subprocess.run(
+        command, env={**bench.environment, **store}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise IsolationError(f"no build by `{name}`: {' '.join(done.stderr.split())}")
+    return [(seconds, peak) for seconds, peak in json.loads(done.stdout)]
+
+
+def _runs(name: str, bench: Bench) -> list[float]:
     """Seconds of each run, the first one not counted, through one agent."""
-    settings = Settings.from_environ(environment)
+    settings = Settings.from_environ(bench.environment)
     with session(Store.open(settings.store_root), settings) as here:
         program = here.directory / "true"
         program.write_bytes(_program())
@@ -114,25 +198,12 @@ def _runs(name: str, environment: Mapping[str, str], rounds: int) -> list[float]
         runner = here.runner(name)
         spec = RunSpec(("/true",), ("PATH=/",), "/", Identity(0, 0))
         seconds = []
-        for _ in range(rounds + 1):
+        for _ in range(bench.rounds + 1):
             started = perf_counter()
             done = runner.run(rootfs, spec, Stdio(lambda *_: None))
             seconds.append(perf_counter() - started)
             assert done.exit_code == 0, f"{name}: exit code {done.exit_code}"
     return seconds[1:]
-
-
-def _build(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int]:
-    """Seconds and peak bytes of a command that has to succeed."""
-    started = perf_counter()
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, f"exit code {process.returncode}: {' '.join(command)}"
-    return seconds, usage.ru_maxrss * _KIB
 
 
 def _program() -> bytes:
@@ -141,46 +212,57 @@ def _program() -> bytes:
     return program
 
 
-def _builder(directory: Path) -> str:
-    """A builder image with nothing in it but two programs that end at once."""
+def _make_builder(bench: Bench) -> None:
+    """A builder image with two programs that end at once, and files that nobody reads."""
     layer = Layer()
-    for path in ("etc", "proc", "dev", "sys", "tmp", "usr", "usr/libexec", SCRIPTS.lstrip("/")):
+    for path in "etc proc dev sys var var/tmp usr usr/libexec data".split():
         layer.dir(path)
+    layer.dir("tmp", mode=0o1777)
+    layer.dir(SCRIPTS.lstrip("/"))
+    for number in range(bench.files):
+        layer.file(f"data/{number}", b"x" * _FILE)
     for script in ("assemble", "run"):
         layer.file(f"{SCRIPTS.lstrip('/')}/{script}", _program(), mode=0o755)
     labels = {"io.openshift.s2i.scripts-url": f"image://{SCRIPTS}"}
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
     config = {"User": "1001", "Labels": labels}
-    make_layout(directory / "builder", "b:1", [layer], config, platform=f"linux/{machine}")
-    return f"oci:{directory}/builder:b:1"
+    layout = bench.directory / "builder"
+    make_layout(layout, "b:1", [layer], config, platform=f"linux/{machine}")
 
 
 def compared(costs: Sequence[Cost]) -> list[Cost]:
-    """The costs with how many times as long as the fastest each one's run takes."""
-    fastest = min((cost.run_seconds for cost in costs if not cost.reason), default=0.0)
+    """The costs with how many times as long as the fastest each one's run and build take."""
+    runs = [cost.run_seconds for cost in costs if cost.run_seconds]
+    builds = [cost.build_seconds for cost in costs if not cost.reason]
     return [
         cost
         if cost.reason
-        else Cost(
-            cost.executor,
-            cost.run_seconds,
-            cost.build_seconds,
-            cost.peak_bytes,
-            round(cost.run_seconds / fastest, 2),
+        else replace(
+            cost,
+            times=round(cost.run_seconds / min(runs), 2) if cost.run_seconds else None,
+            build_times=round(cost.build_seconds / min(builds), 2),
         )
         for cost in costs
     ]
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """The costs for people, the fastest run first; those that cannot be used come last."""
-    rows = [f"{'executor':10}{'run ms':>8}{'times':>8}{'build ms':>10}{'memory MiB':>12}"]
+    """The costs for people, the fastest build first; those that cannot be used come last."""
+    rows = [
+        f"{'executor':10}{'run ms':>8}{'times':>8}{'build ms':>10}{'times':>8}{'memory MiB':>12}"
+    ]
     rows += [
-        f"{cost.executor:10}{cost.run_seconds * 1000:8.1f}{cost.times:8.1f}"
-        f"{cost.build_seconds * 1000:10.0f}{cost.peak_bytes / _KIB**2:12.1f}"
-        for cost in sorted(costs, key=lambda cost: cost.run_seconds)
+        f"{cost.executor:10}{_run(cost)}{cost.build_seconds * 1000:10.0f}{cost.build_times:8.1f}"
+        f"{cost.peak_bytes / _KIB**2:12.1f}"
+        for cost in sorted(costs, key=lambda cost: cost.build_seconds)
         if not cost.reason
     ]
     return "\n".join(
         [*rows, *(f"{cost.executor:10}{cost.reason}" for cost in costs if cost.reason)]
     )
+
+
+def _run(cost: Cost) -> str:
+    if cost.run_seconds is None:
+        return f"{'-':>8}{'-':>8}"
+    return f"{cost.run_seconds * 1000:8.1f}{cost.times:8.1f}"

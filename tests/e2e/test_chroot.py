@@ -7,6 +7,7 @@ helps with device nodes as LXD does.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs
+from tests.e2e.test_package_managers import INSTALLED, foreign_archive, package
 from tests.fakes.hosts import DOCKER_CAPABILITIES, ROOT, Host, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, busybox_builder
 from tests.fakes.program import ARGV, PROJECT, Done, Program
@@ -159,6 +161,52 @@ def test_owners_are_real(jobs: Jobs) -> None:
     assert (file.uid, file.gid, file.mode) == (12, 34, 0o4755)
     assert names["etc/passwd.new"].uid == 0
     assert "etc/.wh.hostname" in names
+
+
+def programs_of_this_host(*names: str) -> Layer:
+    """These programs with their libraries, and what dpkg asks for besides and does not start."""
+    paths = [f"/usr/bin/{name}" for name in names]
+    done = subprocess.run(["ldd", *paths], capture_output=True, text=True, check=True)
+    paths += sorted(f"/usr{library}" for library in set(re.findall("(/lib.*) [(]", done.stdout)))
+    layer = Layer().symlink("lib", "usr/lib").symlink("lib64", "usr/lib64")
+    for path in paths:
+        for parent in list(reversed(Path(path).parents))[1:]:
+            layer.dir(str(parent)[1:])
+        layer.file(path[1:], Path(path).read_bytes(), mode=0o755)
+    for name in ("ldconfig", "start-stop-daemon", "diff"):
+        layer.symlink(f"usr/bin/{name}", "../../bin/busybox")
+    for name in ("lib", "lib/dpkg", "lib/dpkg/info", "lib/dpkg/updates"):
+        layer.dir(f"var/{name}")
+    passwd = "root:x:0:0::/root:/bin/sh\nother:x:1234:2345::/nonexistent:/bin/sh\n"
+    return layer.dir("srv").file("var/lib/dpkg/status").file("etc/passwd", passwd)
+
+
+@needs("dpkg", "dpkg-deb", "ldd")
+@pytest.mark.skipif(not Path("/lib").is_symlink(), reason="this host's /usr is not all of it")
+def test_root_installs_packages_and_becomes_others(jobs: Jobs) -> None:
+    package(jobs.directory)
+    foreign_archive(jobs.directory / "source/foreign.tar")
+    script = "#!/bin/sh\nset -e\ndpkg -i /tmp/src/foreign.deb\ncd $HOME; mkdir x; cd x\n"
+    script += "tar xf /tmp/src/foreign.tar\nmkdir -m 777 /srv/shared; chmod 777 /srv/shared\n"
+    script += "echo I am $(busybox su -s /bin/sh other -c 'touch /srv/shared/file; id -u')\n"
+    programs = programs_of_this_host("dpkg", "dpkg-deb", "dpkg-split", "tar", "install")
+    path = jobs.directory / "builder"
+    busybox_builder(
+        path, "builder:latest", user="0", scripts={"assemble": script}, more_layers=[programs]
+    )
+    done = jobs.ok(f"oci:{path}:builder:latest", *CHROOT)
+    assert "I am 1234" in done.err.splitlines()
+    owners = {name: (one.uid, one.gid) for name, one in jobs.result().members().items()}
+    wanted = {**INSTALLED, "srv/shared/file": (1234, 2345)}
+    wanted |= {f"{HOME.lstrip('/')}/x/{name}": (1234, 2345) for name in ("theirs", "more")}
+    assert {name: owners[name] for name in wanted} == wanted
+
+
+def test_an_ordinary_user_gives_nothing_away(jobs: Jobs) -> None:
+    script = "#!/bin/sh\nset -e\ncd $HOME; touch a; chown 1001:0 a; ! chown 12:34 a\n"
+    script += "! busybox su -s /bin/sh root -c true\n"
+    done = jobs.ok(jobs.builder(script), *CHROOT)
+    assert "chown: a: Operation not permitted" in done.err
 
 
 def test_what_is_a_mount_elsewhere_is_not_in_the_layer(jobs: Jobs) -> None:

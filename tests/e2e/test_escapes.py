@@ -22,11 +22,11 @@ import pytest
 from ocis2i.syscall_numbers import NUMBERS
 from tests.conftest import needs
 from tests.fakes.canary import WORDS, Canary
-from tests.fakes.hosts import ARBITRARY, DOCKER_CAPABILITIES, ROOT, Host, fresh
+from tests.fakes.hosts import ARBITRARY, DOCKER_CAPABILITIES, ROOT, Host, bind, fresh
 from tests.fakes.images import BUSYBOX, Layer, busybox_builder
 from tests.fakes.program import Done, Program, program
 from tests.fakes.raw_calls import Call, machine, raw_calls, results_of
-from tests.host_rows import ATTEMPTS, RUNGS
+from tests.host_rows import ATTEMPTS, ISOLATED, RUNGS, WEAK
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -34,8 +34,14 @@ pytestmark = [
     pytest.mark.skipif(machine() not in NUMBERS, reason=f"no system call numbers for {machine()}"),
 ]
 
-NEEDS = {"runc": ["runc"], "crun": ["crun"], "buildah": ["buildah", "runc"]}
-ISOLATED = RUNGS[:4]
+NEEDS = {
+    "runc": ["runc"],
+    "crun": ["crun"],
+    "buildah": ["buildah", "runc"],
+}
+NAMES = {"single": "builtin", "nested": "builtin", "chroot-root": "chroot"}
+# What a build says where it is on the rung that is meant.
+SAID = {"single": "one user id only", "nested": "parts of /proc are hidden here"}
 TMPFS = (fresh("tmpfs", "/var/tmp", options="mode=1777"),)
 
 # Something else that goes on in a container, and has nothing to do with the build.
@@ -59,7 +65,7 @@ def rungs(attempt: str) -> pytest.MarkDecorator:
         if rung in row.open:
             continue
         # Root of a container that may make devices takes root to make.
-        caller = pytest.mark.as_root if rung == "chroot" else pytest.mark.as_user
+        caller = pytest.mark.as_root if rung.startswith("chroot") else pytest.mark.as_user
         cases.append(pytest.param(rung, id=rung, marks=[caller, needs(*NEEDS.get(rung, []))]))
     return pytest.mark.parametrize("rung", cases)
 
@@ -80,7 +86,7 @@ class Stage:
     @property
     def user(self) -> str:
         """The strongest that a script is on this rung: root where that is nobody outside."""
-        return "0" if self.rung in ISOLATED else "1001"
+        return "1001" if self.rung in ("chroot", "in-place") else "0"
 
     def try_(
         self,
@@ -123,16 +129,23 @@ class Stage:
         image = self.directory / "builder"
         busybox_builder(image, "b:1", user=user or self.user, more_layers=[powerful()])
         host = self.host(image)
+        launcher = host.launcher if host else ()
         running = replace(
             self.ocis2i,
-            launcher=(*before, *host.launcher, *self.neighbour) if host else before,
-            environment={**self.ocis2i.environment, **self.outside(host), **variables},
+            launcher=(*before, *launcher, *self.neighbour),
+            environment={**self.ocis2i.environment, **self.outside, **variables},
         )
-        isolation = ("--isolation", self.rung)
-        return running("build", source, f"oci:{image}:b:1", "app:1", *isolation, *flags)
+        how = ("--isolation", NAMES.get(self.rung, self.rung), "--loglevel", "3", *flags)
+        done = running("build", source, f"oci:{image}:b:1", "app:1", *how)
+        assert SAID.get(self.rung, "") in done.err
+        return done
 
     def host(self, image: Path) -> Host | None:
-        """The container that a weak rung is for."""
+        """Where there is this rung and no better one: a container for the weak ones."""
+        if self.rung == "single":
+            return Host(no_new_privs=True)
+        if self.rung == "nested":
+            return Host(ids="own", mounts=(bind("/dev/null", "/proc/keys"),))
         if self.rung in ISOLATED:
             return None
         host = Host(
@@ -149,20 +162,33 @@ class Stage:
     @property
     def neighbour(self) -> tuple[str, ...]:
         """Starts the neighbour in the container."""
+        if self.rung not in WEAK:
+            return ()
         script = NEIGHBOUR.format(words=WORDS)
         return ("/bin/sh", "-c", script, str(self.directory / "neighbour"))
 
-    def outside(self, host: Host | None) -> dict[str, str]:
+    @property
+    def outside(self) -> dict[str, str]:
         """What is said to ocis2i in the container."""
-        return {"OCIS2I_ROOT": "/var/tmp/store", "TMPDIR": "/var/tmp"} if host else {}
+        in_container = {"OCIS2I_ROOT": "/var/tmp/store", "TMPDIR": "/var/tmp"}
+        return in_container if self.rung in WEAK else {}
+
+
+@pytest.fixture(scope="module")
+def everybodys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """One store for all: the builder is always the same, and no test looks at what is in it."""
+    with program(tmp_path_factory.mktemp("everybodys")) as running:
+        yield running
 
 
 @pytest.fixture
-def stage(rung: str, tmp_path: Path) -> Iterator[Stage]:
+def stage(rung: str, everybodys: Program, tmp_path: Path) -> Stage:
     directory = tmp_path / "stage"
-    directory.mkdir(mode=0o755)
-    with program(directory) as ocis2i:
-        yield Stage(ocis2i, directory, rung)
+    home = directory / "home"
+    for path in (directory, home):
+        path.mkdir(mode=0o755)
+    ocis2i = replace(everybodys, environment={**everybodys.environment, "HOME": str(home)})
+    return Stage(ocis2i, directory, rung)
 
 
 @pytest.fixture
@@ -261,6 +287,13 @@ def test_credentials_are_not_found(stage: Stage) -> None:
 # --- processes ----------------------------------------------------------------------------------
 
 
+@rungs("list-processes")
+def test_command_lines_are_not_seen(stage: Stage, victim: subprocess.Popen[bytes]) -> None:
+    said = stage.try_("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '\nps\n")
+    assert victim.poll() is None
+    assert "sleep 10000" not in said
+
+
 @rungs("environment")
 def test_environments_are_not_read(stage: Stage, victim: subprocess.Popen[bytes]) -> None:
     said = stage.try_(
@@ -281,7 +314,7 @@ def test_processes_outside_are_not_signalled(stage: Stage, victim: subprocess.Po
         f"kill -9 $(cat {neighbour} 2>/dev/null || echo 999999)\n",
     )
     assert victim.poll() is None
-    if stage.rung not in ISOLATED:
+    if stage.rung in WEAK:
         assert "the neighbour ended: 0" in said
 
 
@@ -309,7 +342,7 @@ def test_processes_outside_are_not_traced(stage: Stage, victim: subprocess.Popen
 
 @rungs("background")
 def test_no_process_stays_behind(stage: Stage) -> None:
-    marker = f"1{os.getpid()}{RUNGS.index(stage.rung)}"
+    marker = f"1{os.getpid()}{list(RUNGS).index(stage.rung)}"
     script = f"setsid sh -c 'trap \"\" TERM HUP INT; setsid sleep {marker} & sleep {marker}' &\n"
     script += f"(setsid setsid sleep {marker} </dev/null >/dev/null 2>&1 &)\nsleep 0.2\n"
     script += f"ps | grep -c '[s]leep {marker}' || true\n"
@@ -535,11 +568,13 @@ def test_setuid_programs_give_nothing(stage: Stage) -> None:
     )
     me = str(ARBITRARY[0]) if stage.rung == "in-place" else "1001"
     assert f"I am {me}" in said.splitlines()
-    assert called(said, "setuid") == [int(me), 0, -errno.EPERM]
+    # With one user id there is nobody else to become.
+    denied = -errno.EINVAL if stage.rung in ("single", "nested") else -errno.EPERM
+    assert called(said, "setuid") == [int(me), 0, denied]
     if "/bin/able: Operation not permitted" in said:  # execve(2) of what nobody could permit
         said = said.replace("able=\n", f"able={struct.pack('=q', -errno.EPERM).hex()}\n")
     assert called(said, "able") == [-errno.EPERM]
     assert all(one < 0 for one in called(said))
-    if stage.rung != "chroot":  # where there is no /proc
+    if NAMES.get(stage.rung, stage.rung) != "chroot":  # where there is no /proc
         assert "NoNewPrivs:\t1" in said
         assert re.findall("Cap(?:Eff|Prm):\t(.*)", said) == ["0" * 16] * 2

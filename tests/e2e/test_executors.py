@@ -475,7 +475,8 @@ def test_benchmark_prints_what_each_executor_costs(bench: Bench) -> None:
     done = subprocess.run(
         [
             *(sys.executable, PROJECT / "benchmarks/isolation_overhead"),
-            *("--json", "--rounds", "2", "--builds", "1", "builtin", "vm"),
+            *("--json", "--rounds", "2", "--builds", "1", "--files", "1"),
+            *("builtin", "in-place", "vm"),
         ],
         env=dict(bench.ocis2i.environment),
         capture_output=True,
@@ -483,9 +484,11 @@ def test_benchmark_prints_what_each_executor_costs(bench: Bench) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    builtin, unknown = json.loads(done.stdout)["executors"]
+    builtin, in_place, unknown = json.loads(done.stdout)["executors"]
     assert builtin["reason"] == ""
     assert builtin["times"] == 1.0
     assert 0 < builtin["run_seconds"] < builtin["build_seconds"]
     assert builtin["peak_bytes"] > 10 << 20
+    assert (in_place["reason"], in_place["run_seconds"]) == ("", None)
+    assert in_place["build_seconds"] > 0
     assert unknown["reason"] == "unknown isolation `vm`"

@@ -18,12 +18,12 @@ import pytest
 
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.agent import agent
-from ocis2i.proc import find_program
 from tests.conftest import needs
 from tests.e2e.test_killed import _orphans, descendants, mounts_of, wait_until_alone
 from tests.e2e.test_mirrors import NAME, page, python, wheel
 from tests.e2e.test_mirrors import Python as PythonImage
 from tests.fakes.bench import RUN, Bench, facts, told, warnings
+from tests.fakes.hosts import Host, Mount, bind, hidden, read_only
 from tests.fakes.images import BUSYBOX
 from tests.fakes.program import Done, Program, program
 from tests.fakes.web import Answer, FakeWeb
@@ -359,20 +359,31 @@ def fake(directory: Path, name: str, script: str) -> Path:
     return path
 
 
+def elsewhere(bench: Bench, *mounts: Mount) -> Program:
+    """The program on a host with these mounts."""
+    return replace(bench.ocis2i, launcher=Host(ids="own", mounts=mounts).launcher)
+
+
 @pytest.mark.parametrize("name", ["slirp4netns", "pasta"])
-def test_a_program_that_is_not_there_or_has_no_device_is_named(bench: Bench, name: str) -> None:
+def test_a_program_that_is_not_there_is_named(bench: Bench, name: str) -> None:
     builder = bench.image("builder", sh("echo never"))
-    around = ("build", bench.source(), builder, bench.tag, "--network", name)
-    usual = bench.ocis2i.environment["PATH"]
-    if find_program(name, usual) is None:
-        done = bench.ocis2i(*around)
-        assert done.code == 6
-        assert f"`{name}` is not installed" in done.err
-        assert "--network proxy" in done.err
-    if os.access(TUN, os.R_OK | os.W_OK):
-        pytest.skip("/dev/net/tun opens here")
+    host = elsewhere(bench, *hidden([name], bench.ocis2i.environment["PATH"]))
+    done = host("build", bench.source(), builder, bench.tag, "--network", name)
+    assert done.code == 6
+    assert f"`{name}` is not installed" in done.err
+    assert "--network proxy" in done.err
+
+
+@pytest.mark.parametrize("name", ["slirp4netns", "pasta"])
+def test_a_device_that_does_not_open_is_named(bench: Bench, name: str) -> None:
+    builder = bench.image("builder", sh("echo never"))
     fake(bench.directory, name, "exit 0")
-    done = bench.ocis2i(*around, PATH=f"{bench.directory}:{usual}")
+    closed = bench.directory / "closed"
+    closed.touch()
+    mounts = (*read_only(closed), bind(closed, TUN)) if TUN.exists() else ()
+    host = elsewhere(bench, *mounts)
+    path = f"{bench.directory}:{bench.ocis2i.environment['PATH']}"
+    done = host("build", bench.source(), builder, bench.tag, "--network", name, PATH=path)
     assert done.code == 6
     assert f"`--network {name}` needs `/dev/net/tun`, which cannot be opened" in done.err
 

@@ -1,6 +1,7 @@
-"""Package managers in assemble scripts: on the rungs with all ids, and with one alone.
+"""Package managers in assemble scripts: on the rungs with all ids, with one alone, and in place.
 
-The image has this host's /usr as a volume, and only the state of dpkg and apt of its own.
+The image has this host's /usr as a volume, and only the state of dpkg and apt of its own. For
+`chroot`, which has no volumes, see `test_chroot.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs
-from tests.fakes.hosts import Host
+from tests.fakes.hosts import Host, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, _architecture, make_layout
 from tests.fakes.program import Done, Program, program
 
@@ -54,9 +55,9 @@ SHADOW = "root:*:19000:0:99999:7:::\nother:*:19000:0:99999:7:::\ndefault:*:19000
 def image(path: Path, user: str) -> str:
     """A system without a /usr of its own; its `oci:` location."""
     layer = Layer()
-    for (
-        name
-    ) in "etc etc/apt etc/dpkg etc/security opt proc root run srv sys usr var var/cache".split():
+    for name in (
+        "dev etc etc/apt etc/dpkg etc/security opt proc root run srv sys usr var var/cache".split()
+    ):
         layer.dir(name)
     for name in ("bin", "lib", "lib64", "sbin"):
         layer.symlink(name, f"usr/{name}")
@@ -101,21 +102,41 @@ class Bench:
         return self.directory / "source"
 
     def install(self, script: str, rung: str, *, user: str = "0") -> Done:
-        """Builds with this assemble script; `single` has one user id."""
+        """Builds with this assemble script; `single` has one user id, `in-place` a container."""
         scripts = self.source / ".s2i/bin"
         scripts.mkdir(parents=True, exist_ok=True)
         for name, text in {"assemble": script, "run": "true"}.items():
             (scripts / name).write_text(f"#!/bin/sh\nset -e\n{text}\n")
             (scripts / name).chmod(0o755)
         settings = [f"/etc/{name}" for name in SETTINGS if os.path.exists(f"/etc/{name}")]
-        volumes = [word for path in ("/usr", *settings) for word in ("-v", f"{path}:{path}:ro")]
-        host = Host(no_new_privs=True) if rung == "single" else None
-        running = replace(self.ocis2i, launcher=host.launcher if host else ())
+        lent = ["/usr", *settings]
         location = image(self.directory / "system", user)
-        isolation = "builtin" if rung == "single" else rung
         output = f"oci:{self.directory}/out:app"
-        given = ("-o", output, "--isolation", isolation, *volumes)
-        return running("build", self.source, location, "app:1", *given)
+        given: list[str | Path] = ["build", self.source, location, "app:1", "-o", output]
+        if rung == "in-place":
+            return self.in_place(lent)(*given, "--isolation", rung)
+        volumes = [word for path in lent for word in ("-v", f"{path}:{path}:ro")]
+        single = Host(no_new_privs=True).launcher if rung == "single" else ()
+        running = replace(self.ocis2i, launcher=single)
+        isolation = "builtin" if rung == "single" else rung
+        return running(*given, "--isolation", isolation, *volumes)
+
+    def in_place(self, lent: Sequence[str]) -> Program:
+        """The program in a container of the image, as the image's user and without a right."""
+        (self.directory / "out").mkdir()
+        (self.directory / "out").chmod(0o777)
+        host = Host(
+            ids="container",
+            image=(str(self.directory / "system"), "system:1"),
+            shared=(*lent, str(self.directory)),
+            mounts=(fresh("tmpfs", "/var/tmp", options="mode=1777"),),
+            user=(1001, 0),
+            no_new_privs=True,
+            filter="docker",
+        )
+        kept = {name: self.ocis2i.environment[name] for name in ("PATH", "PYTHONPATH")}
+        store = {"OCIS2I_ROOT": "/var/tmp/store", "PYTHONDONTWRITEBYTECODE": "1"}
+        return replace(self.ocis2i, environment=kept | store, launcher=host.launcher)
 
     def owners(self) -> dict[str, tuple[int, int]]:
         """Whose the new layer's entries are."""
@@ -271,6 +292,16 @@ def has_pip() -> bool:
 @pytest.mark.parametrize("user", ["1001", "0"])
 @pytest.mark.parametrize("rung", [*MAPPED, "single"])
 def test_pip(bench: Bench, rung: str, user: str) -> None:
+    install_with_pip(bench, rung, user)
+
+
+@pytest.mark.skipif(not has_pip(), reason="this host's Python has no pip")
+def test_pip_in_place(bench: Bench) -> None:
+    install_with_pip(bench, "in-place", "1001")
+
+
+def install_with_pip(bench: Bench, rung: str, user: str) -> None:
+    """Installs a wheel; its files are the user's."""
     wheel(bench.source / "wheels")
     script = (
         "umask 002\n/usr/bin/python3 -I -m pip install --no-index --find-links /tmp/src/wheels "
@@ -293,6 +324,16 @@ def test_pip(bench: Bench, rung: str, user: str) -> None:
 @pytest.mark.parametrize("how", ["ci", "install"])
 @pytest.mark.parametrize("rung", [*MAPPED, "single"])
 def test_npm(bench: Bench, rung: str, how: str) -> None:
+    install_with_npm(bench, rung, "0", how)
+
+
+@needs("npm", "node")
+def test_npm_in_place(bench: Bench) -> None:
+    install_with_npm(bench, "in-place", "1001", "ci")
+
+
+def install_with_npm(bench: Bench, rung: str, user: str, how: str) -> None:
+    """Installs what an archive has, whose files are another user's."""
     npm = shutil.which("npm") or ""
     if not npm.startswith("/usr/"):
         pytest.skip("npm is not in this host's /usr")
@@ -314,7 +355,7 @@ def test_npm(bench: Bench, rung: str, how: str) -> None:
     }
     (bench.source / "package-lock.json").write_text(json.dumps(lock))
     script = f"cp -R /tmp/src/. $HOME && cd $HOME && {npm} {how} --offline --no-audit --no-fund\n"
-    done = bench.install(script + "node -p 'require(\"hello\")'\n", rung)
+    done = bench.install(script + "node -p 'require(\"hello\")'\n", rung, user=user)
     worked(done)
     assert "hello from a tarball" in done.err.splitlines()
     # What npm says when it could not give a file to whom the archive says.
@@ -396,3 +437,31 @@ def test_switching_the_user(bench: Bench, rung: str, how: str) -> None:
     user, group = (1234, 2345) if rung != "single" else (0, 0)
     assert f"I am {user}" in done.err.splitlines()
     assert bench.owners()["srv/shared/file"] == (user, group)
+
+
+@needs("dpkg-deb", "dpkg", "apt-get")
+def test_in_place_nobody_becomes_another_and_nothing_is_given_away(bench: Bench) -> None:
+    package(bench.directory)
+    foreign_archive(bench.source / "foreign.tar")
+    refused = {
+        "chown": "chown 12:34 a",
+        "chgrp": "chgrp 2345 a",
+        "install": "install -o 12 a b",
+        "tar": "tar -x --same-owner -f /tmp/src/foreign.tar",
+        **HOW,
+        **SWITCHES,
+    }
+    script = "cd $HOME; touch a\n"
+    script += "".join(f"if {line}; then echo {name} worked; fi\n" for name, line in refused.items())
+    script += "chown 1001:0 a; tar xf /tmp/src/foreign.tar\n"
+    done = bench.install(script, "in-place", user="1001")
+    worked(done)
+    assert " worked" not in done.err
+    for sentence in ("chown: changing ownership of 'a': Operation not permitted",
+                     "dpkg: error: requested operation requires superuser privilege",
+                     "setpriv: setresuid failed: Operation not permitted"):  # fmt: skip
+        assert sentence in done.err
+    owners = bench.owners()
+    made = {owners[f"{HOME.lstrip('/')}/{name}"] for name in ("a", "theirs", "more")}
+    assert made == {(1001, 0)}
+    assert not set(owners) & set(INSTALLED)

@@ -246,7 +246,7 @@ def _enter_image(image: LayoutImage, host: Host) -> None:
     syscalls.mount("overlay", root, "overlay", 0, options)
     _furnish(root, host)
     for path, when in times.items():
-        if not os.path.ismount(f"{root}/{path}"):
+        if os.stat(f"{root}/{path}").st_dev == os.stat(root).st_dev:  # nothing is mounted there
             os.utime(f"{root}/{path}", (when, when))
     os.chdir(root)
     syscalls.pivot_root(".", ".")

@@ -10,9 +10,39 @@ from pathlib import Path
 import pytest
 
 from tests.host_matrix import PAGE, PROJECT, answer, render
-from tests.host_rows import ATTEMPTS, CELLS, RUNGS, Attempt, Cell
+from tests.host_rows import ATTEMPTS, CELLS, ISOLATED, RUNGS, WEAK, Attempt, Cell
 
 TESTS = PROJECT / "tests" / "e2e"
+SECURITY = PROJECT / "docs" / "security.md"
+
+# The columns of the table in docs/security.md, and the rungs that each of them speaks of.
+COLUMNS = (
+    tuple(rung for rung in ISOLATED if rung != "nested"),
+    ("nested",),
+    ("chroot", "chroot-root"),
+    ("in-place",),
+)
+# Its rows, and the attempts that show them.
+ROWS = {
+    "write to files outside of the image": ("write-outside", "descriptor"),
+    "read files outside of the image, credentials too": (
+        "read-private-file",
+        "registry-credentials",
+    ),
+    "see other processes": ("list-processes",),
+    "signal other processes": ("signal",),
+    "trace other processes, or read their memory": ("ptrace",),
+    "read the environment of other processes": ("environment",),
+    "connect to sockets of other programs by their path": ("agent-socket",),
+    "mount, make namespaces, load modules, use keyrings": ("mount", "module", "keyring"),
+    "gain rights by a setuid program": ("setuid",),
+    "leave a process behind": ("background",),
+    "fill the host's /dev/shm": ("shared-memory",),
+    "push input into your terminal": ("terminal",),
+    "reach the network": ("abstract-socket",),
+}
+# Of this row `test_hardening.py` tells.
+LIMITS = "use up memory, processes, time"
 
 
 def test_page_is_current() -> None:
@@ -47,7 +77,32 @@ def test_cell_builds_or_names_the_sentence(cell: Cell) -> None:
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.id)
 def test_only_weak_rungs_leave_something_open(attempt: Attempt) -> None:
-    assert set(attempt.open) <= set(RUNGS[4:])
+    may_be_seen = {"nested"} if attempt.id == "list-processes" else set()
+    assert set(attempt.open) | set(attempt.unless) <= {*WEAK, *may_be_seen}
+    assert not set(attempt.open) & set(attempt.unless)
+
+
+def promises() -> dict[str, list[str]]:
+    """The rows of the table of rungs in docs/security.md."""
+    table = SECURITY.read_text().partition("\n## Rungs\n")[2].partition("| --- |")[2]
+    lines = table.partition("\n\n")[0].splitlines()[1:]
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {what: cells for what, *cells in rows}
+
+
+def test_each_row_of_the_security_page_is_tried() -> None:
+    assert set(promises()) == {*ROWS, LIMITS}
+    assert sorted(one for row in ROWS.values() for one in row) == sorted(a.id for a in ATTEMPTS)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_the_security_page_promises_what_is_tried(what: str) -> None:
+    attempts = [one for one in ATTEMPTS if one.id in ROWS[what]]
+    for said, rungs in zip(promises()[what], COLUMNS, strict=True):
+        is_open = any(rung in one.open for one in attempts for rung in rungs)
+        has_limit = any(rung in one.unless for one in attempts for rung in rungs)
+        kept = "yes, unless" if has_limit else "by `--network`" if "network" in what else "yes"
+        assert said.startswith("no" if is_open else kept), (rungs, said)
 
 
 def test_sentences_and_notes_are_told() -> None:
@@ -56,11 +111,16 @@ def test_sentences_and_notes_are_told() -> None:
         Cell("b", "another", "made", code=6, refusal="no", way_out="yes", root=True),
     )
     assert answer(cells[0]) == "builds by runc (`--x y`): “with | words”"
-    attempts = (Attempt("c", "do harm", {"in-place": "it may"}), Attempt("d", "do more"))
+    attempts = (
+        Attempt("c", "do harm", {"in-place": "it may"}),
+        Attempt("d", "do more"),
+        Attempt("e", "do worse", unless={"in-place": "it waits"}),
+    )
     page = render(cells, attempts)
     assert "| a host | made | builds by runc (`--x y`): “with \\| words” |\n" in page
     assert "| another¹ | made | exit code 6: “no”. Way out: “yes” |\n" in page
     fails = "| fails " * (len(RUNGS) - 1)
     assert f"| do harm {fails}| not protected here (1) |\n" in page
     assert f"| do more {fails}| fails |\n" in page
-    assert page.endswith("1. Not protected here: it may.\n")
+    assert f"| do worse {fails}| fails (2) |\n" in page
+    assert page.endswith("1. Not protected here: it may.\n2. Unless it waits.\n")
