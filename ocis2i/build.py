@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ocis2i.allowed_hosts import AllowList
 from ocis2i.container import (
@@ -19,24 +20,26 @@ from ocis2i.container import (
 )
 from ocis2i.errors import UsageError
 from ocis2i.events import stage
-from ocis2i.extended import move
 from ocis2i.images import Obtained
 from ocis2i.in_place import occupy, warn, warn_of_credentials
 from ocis2i.incremental import Restored, Saving, restore, save_for_later
-from ocis2i.injections import RESERVED
 from ocis2i.inputs import Inputs, gather, save_upload
+from ocis2i.isolation.agent import Ahead
 from ocis2i.isolation.network import Uplink, connected
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.manifest import Encoded, Image, encode_image
 from ocis2i.outputs import Delivered
-from ocis2i.proxy import ProxyVariables, direct_hosts
 from ocis2i.refusals import refuse
 from ocis2i.result import compose, deliver_result, image_labels, store_result, write_layer
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, RunResult
+from ocis2i.s2i import Identity
 from ocis2i.session import Session, session
 from ocis2i.spec import BuildSpec
 from ocis2i.tools import Tools
+
+if TYPE_CHECKING:
+    from ocis2i.proxy import ProxyVariables
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,15 @@ class BuildResult:
     pushed: bool
 
 
-def build(spec: BuildSpec, tools: Tools) -> BuildResult:
-    """Builds an image. Raises an `Ocis2iError`.
+def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildResult:
+    """Builds an image, by the agent `ahead` where that one fits. Raises an `Ocis2iError`.
 
     The store has the image once it is whole, also when an output or the push fails afterwards.
     """
     check(spec)
-    place = session(tools.store, tools.settings, tools.report, isolation=spec.isolation)
+    place = session(
+        tools.store, tools.settings, tools.report, isolation=spec.isolation, ahead=ahead
+    )
     with place as here, ExitStack() as guard:
         if here.weak:
             refuse(here.weak, spec)
@@ -84,6 +89,8 @@ def build(spec: BuildSpec, tools: Tools) -> BuildResult:
         with stage(site.report, "assemble", inputs.scripts["assemble"].url):
             ran = run_script(site, rootfs, job)
         if inputs.runtime:
+            from ocis2i.extended import move  # noqa: PLC0415 - few builds load it
+
             save_for_later(saving, job, rootfs)
             environment = inputs.environment(inputs.runtime.obtained)
             rootfs = move(site, inputs.runtime, rootfs, environment, job.more)
@@ -144,8 +151,6 @@ def _allowed(spec: BuildSpec, inputs: Inputs) -> AllowList:
 
 
 def _site(spec: BuildSpec, inputs: Inputs, uplink: Uplink, here: Session, tools: Tools) -> Site:
-    chosen = frozenset((*inputs.user_environment, *spec.secrets.environment))
-    direct = direct_hosts(_allowed(spec, inputs))
     mounts = here.network_files(spec.add_hosts, spec.network)
     return Site(
         here=here,
@@ -157,12 +162,19 @@ def _site(spec: BuildSpec, inputs: Inputs, uplink: Uplink, here: Session, tools:
             spec.limits,
             spec.hardening,
             netns=uplink.netns,
-            proxied=ProxyVariables(direct, chosen) if uplink.proxy else None,
+            proxied=_proxied(spec, inputs) if uplink.proxy else None,
         ).fitted(here),
         places=tools.places,
         settings=tools.settings,
         report=inputs.hidden.masked(tools.report),
     )
+
+
+def _proxied(spec: BuildSpec, inputs: Inputs) -> ProxyVariables:
+    from ocis2i.proxy import ProxyVariables, direct_hosts  # noqa: PLC0415 - few builds load it
+
+    chosen = frozenset((*inputs.user_environment, *spec.secrets.environment))
+    return ProxyVariables(direct_hosts(_allowed(spec, inputs)), chosen)
 
 
 def _tree(inputs: Inputs, site: Site) -> Rootfs:
@@ -203,21 +215,29 @@ def _plan_assemble(
         ]
     )
     make_working_directory(cwd, rootfs)
-    hidden = inputs.hidden
-    injected = rootfs.inject(
-        hidden.injected,
-        uid=identity.uid,
-        gid=identity.gid,
-        keep_names=spec.secrets.keep_names,
-        reserved=(*RESERVED, *(place.path_in_image for place in inputs.scripts.places.values())),
-    )
+    injected = _inject(spec, inputs, identity, rootfs) if inputs.hidden.injected else ()
     script = inputs.scripts["assemble"].path_in_image
     entrypoint = (runtime.entrypoint or ()) if spec.via_entrypoint else ()
     environment = inputs.environment(inputs.builder)
-    more = dict(hidden.environment)
+    more = dict(inputs.hidden.environment)
     if spec.clamp_seconds is not None and "SOURCE_DATE_EPOCH" not in _names(environment):
         more.setdefault("SOURCE_DATE_EPOCH", str(spec.clamp_seconds))
     return Job((*entrypoint, script), rootfs.acting(identity), cwd, environment, more, injected)
+
+
+def _inject(
+    spec: BuildSpec, inputs: Inputs, identity: Identity, rootfs: Rootfs
+) -> tuple[BindMount, ...]:
+    from ocis2i.injections import RESERVED  # noqa: PLC0415 - few builds load it
+
+    scripts = [place.path_in_image for place in inputs.scripts.places.values()]
+    return rootfs.inject(
+        inputs.hidden.injected,
+        uid=identity.uid,
+        gid=identity.gid,
+        keep_names=spec.secrets.keep_names,
+        reserved=(*RESERVED, *scripts),
+    )
 
 
 def _check_visible(destination: str, names: Sequence[str], mounts: Sequence[BindMount]) -> None:

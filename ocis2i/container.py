@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ocis2i import seccomp
 from ocis2i.errors import ImageError, ScriptError, ScriptsError
@@ -14,7 +15,6 @@ from ocis2i.events import Notice, Report, ScriptOutput
 from ocis2i.images import Obtained, Places, complete
 from ocis2i.isolation.ids import MAPPED_IDS
 from ocis2i.limits import Limits, mention
-from ocis2i.proxy import ProxyVariables
 from ocis2i.rootfs import Rootfs
 from ocis2i.runner import (
     HOSTNAME,
@@ -32,6 +32,9 @@ from ocis2i.session import Session
 from ocis2i.settings import Settings
 from ocis2i.store import LayerRecord
 from ocis2i.unpack import unpack_layers
+
+if TYPE_CHECKING:
+    from ocis2i.proxy import ProxyVariables
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHELL = "/bin/sh"

@@ -6,10 +6,9 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from ocis2i.allowed_hosts import Rule
-from ocis2i.confidential import Secret, secrets_of_file, secrets_of_variable
 from ocis2i.errors import Ocis2iError
 from ocis2i.events import (
     Event,
@@ -20,14 +19,16 @@ from ocis2i.events import (
     StageEnded,
     StageStarted,
 )
-from ocis2i.injections import InjectedFile, read_content, read_injections
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.streams import LONGEST_LINE
 from ocis2i.leaks import Finder, leak_error
-from ocis2i.mirrors import MIRRORS_DIRECTORY, host_mirrors, mirror_hosts
 from ocis2i.runner import BindMount
 from ocis2i.settings import Settings
 from ocis2i.spec import SecretSpec
+
+if TYPE_CHECKING:
+    from ocis2i.confidential import Secret
+    from ocis2i.injections import InjectedFile
 
 _PIECE = 1 << 20
 
@@ -154,16 +155,14 @@ def hide(
     their variables those that the user has `chosen` for the image are left alone; `proxies` are
     for who can reach them. Raises `UsageError` for injections that are not there or lead elsewhere.
     """
-    files = read_injections(spec.injections, workdir=workdir, cwd=cwd)
-    secrets: list[Secret] = []
-    for one in files:
-        secrets += secrets_of_file(f"the injected file `{one.target}`", read_content(one))
-    for name, value in spec.environment.items():
-        secrets += secrets_of_variable(f"the build variable `{name}`", value)
+    files, secrets = _injected(spec, workdir, cwd)
+    secrets += _of_variables(spec.environment)
     environment = dict(spec.environment)
     mounts: tuple[BindMount, ...] = ()
     hosts: tuple[Rule, ...] = ()
     if spec.host_mirrors:
+        from ocis2i.mirrors import host_mirrors, mirror_hosts  # noqa: PLC0415 - few builds load it
+
         mirrors = host_mirrors(settings.environment, settings.home, proxies=proxies)
         hosts = mirror_hosts(mirrors)
         for sentence in mirrors.found:
@@ -178,11 +177,40 @@ def hide(
     return Hidden(files, environment, mounts, Finder(secrets), spec.allow_leaks, hosts)
 
 
+def _injected(
+    spec: SecretSpec, workdir: str, cwd: Path
+) -> tuple[tuple[InjectedFile, ...], list[Secret]]:
+    """The files of `--inject`, and what is secret in them."""
+    if not spec.injections:
+        return (), []
+    from ocis2i.confidential import secrets_of_file  # noqa: PLC0415 - few builds load it
+    from ocis2i.injections import read_content, read_injections  # noqa: PLC0415
+
+    files = read_injections(spec.injections, workdir=workdir, cwd=cwd)
+    secrets: list[Secret] = []
+    for one in files:
+        secrets += secrets_of_file(f"the injected file `{one.target}`", read_content(one))
+    return files, secrets
+
+
+def _of_variables(variables: Mapping[str, str]) -> list[Secret]:
+    if not variables:
+        return []
+    from ocis2i.confidential import secrets_of_variable  # noqa: PLC0415 - few builds load it
+
+    secrets: list[Secret] = []
+    for name, value in variables.items():
+        secrets += secrets_of_variable(f"the build variable `{name}`", value)
+    return secrets
+
+
 def _mount_files(
     files: Mapping[str, bytes], directory: Path, agent: Agent
 ) -> tuple[BindMount, ...]:
     if not files:
         return ()
+    from ocis2i.mirrors import MIRRORS_DIRECTORY  # noqa: PLC0415 - few builds load it
+
     contents = {name: content.decode("latin-1") for name, content in files.items()}
     agent.request("keep", directory=str(directory), files=contents)
     return (BindMount(str(directory), MIRRORS_DIRECTORY, read_only=True),)

@@ -7,16 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ocis2i.errors import PolicyError
 from ocis2i.events import Notice, Report, stage
-from ocis2i.extended import (
-    RuntimeImage,
-    RuntimeSearch,
-    artifacts_of,
-    obtain_runtime,
-    plan_runtime,
-)
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Obtained, blamed_on, obtain
 from ocis2i.s2i import REQUIRED_SCRIPTS, Contract, merge_environment, read_contract
@@ -28,6 +22,9 @@ from ocis2i.store import LayerRecord
 from ocis2i.tools import Tools
 from ocis2i.uids import ASSEMBLE_RUNTIME, check_allowed
 from ocis2i.unpack import unpack_layers
+
+if TYPE_CHECKING:
+    from ocis2i.extended import RuntimeImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +74,8 @@ def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
     scripts = _find_scripts(spec, contract, tree, upload / "scripts", tools)
     plan = None
     if spec.runtime and runtime:
+        from ocis2i.extended import RuntimeSearch, plan_runtime  # noqa: PLC0415 - few builds load it
+
         found = RuntimeSearch(tree, scripts, upload / "runtime-scripts", tools.cwd, tools.download)
         plan = plan_runtime(spec, spec.runtime, runtime, found, tools.report)
     layers = () if here.in_place else _unpack(builder, here, tools)
@@ -121,6 +120,8 @@ def _obtain_builder(spec: BuildSpec, here: Session, tools: Tools) -> tuple[Obtai
 def _obtain_runtime(spec: BuildSpec, tools: Tools) -> Obtained | None:
     if spec.runtime is None:
         return None
+    from ocis2i.extended import artifacts_of, obtain_runtime  # noqa: PLC0415 - few builds load it
+
     with stage(tools.report, "pull-runtime", str(spec.runtime.image)):
         runtime = obtain_runtime(spec.runtime, spec, tools.places)
         artifacts_of(spec.runtime, runtime)

@@ -17,11 +17,14 @@ import json
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, quote_plus
 
 from ocis2i.blobs import Readable
-from ocis2i.confidential import Secret
 from ocis2i.errors import PolicyError
+
+if TYPE_CHECKING:  # few builds have one
+    from ocis2i.confidential import Secret
 
 MASK = "***"
 LEAK_LIMIT = 100

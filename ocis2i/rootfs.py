@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ocis2i.errors import IsolationError
 from ocis2i.events import Notice, Report
-from ocis2i.injections import InjectedFile
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import Ground
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
+from ocis2i.isolation.tried import Tried
 from ocis2i.runner import BindMount
 from ocis2i.s2i import Identity
 from ocis2i.settings import RootfsKind
 from ocis2i.store import LayerRecord
+
+if TYPE_CHECKING:  # few builds load it
+    from ocis2i.injections import InjectedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +302,7 @@ def choose_kind(agent: Agent, directory: Path, wanted: str, report: Report) -> R
     """
     if wanted == "copy":
         return "copy"
-    refusal: str | None = "nothing can be mounted here"
-    if agent.ground.can_mount:
-        refusal = agent.request("overlay", directory=str(directory))["refusal"]
+    refusal = _overlay_refusal(agent, directory)
     if refusal is None:
         return "overlay"
     if wanted == "overlay":
@@ -312,3 +314,17 @@ def choose_kind(agent: Agent, directory: Path, wanted: str, report: Report) -> R
     if agent.ground.can_mount:
         report(Notice("info", f"{refusal}: each build gets a copy of the image"))
     return "copy"
+
+
+def _overlay_refusal(agent: Agent, directory: Path) -> str | None:
+    """Why no overlay can be made in the build's `directory`; `None`: it works, or lately did."""
+    if not agent.ground.can_mount:
+        return "nothing can be mounted here"
+    tried = Tried.beside(directory)
+    if tried.knows_disk("overlay", agent.ground):
+        return None
+    refusal = agent.request("overlay", directory=str(directory))["refusal"]
+    if refusal is None:
+        tried.note_disk("overlay", agent.ground)
+        return None
+    return str(refusal)

@@ -14,7 +14,7 @@ from ocis2i.container_options import HostEntry
 from ocis2i.errors import IsolationError, Ocis2iError
 from ocis2i.events import Event, Notice, Report
 from ocis2i.fs import Lock, remove_tree
-from ocis2i.isolation.agent import Agent, agent
+from ocis2i.isolation.agent import Agent, Ahead, agent
 from ocis2i.isolation.buildah import Buildah
 from ocis2i.isolation.builtin import Builtin
 from ocis2i.isolation.chroot import Chroot, chroot_refusal
@@ -102,7 +102,7 @@ class Session:
         program = runner.program if isinstance(runner, OciProgram) else None
         if program is None:
             return self.find(runner)
-        tried = Tried(self.directory.parent.parent / "tried.json")
+        tried = Tried.beside(self.directory)
         if tried.knows(program, self.agent.ground):
             return Finding(usable=True, said=program)
         found = self.find(runner)
@@ -174,11 +174,13 @@ def session(
     report: Report = _say_nothing,
     *,
     isolation: str | None = None,
+    ahead: Ahead | None = None,
 ) -> Iterator[Session]:
     """A new session in `store`. Call from the main thread (see `isolation.agent.agent`).
 
     `isolation` is the executor's name, as far as it is known: those without namespaces need an
-    agent without. Raises `IsolationError` where there is no agent of that kind.
+    agent without. An agent that was started `ahead` is taken where it fits. Raises
+    `IsolationError` where there is no agent of that kind.
     """
     search_path = settings.environment.get("PATH")
     weak = weak_way(isolation, settings)
@@ -193,7 +195,11 @@ def session(
     with store.in_use(), store.new_build() as (directory, lock):
         try:
             with agent(
-                search_path=search_path, keep_open=(lock.fileno(),), ids=ids, store=directory
+                search_path=search_path,
+                keep_open=(lock.fileno(),),
+                ids=ids,
+                store=directory,
+                ahead=ahead,
             ) as running:
                 _announce(running.ground, report)
                 kind: RootfsKind = "copy"
@@ -202,9 +208,7 @@ def session(
                 if weak != "in-place":
                     kind = choose_kind(running, directory, settings.rootfs, report)
                 yield Session(running, directory, search_path, kind, buildah_mode, weak)
-                running.request("release", build=str(directory))
-                for path in set(directory.iterdir()) - {directory / lock.path.name}:
-                    running.request("remove", parent=str(directory), name=path.name)
+                running.request("empty", build=str(directory), keep=lock.path.name)
         except BaseException:
             remove_leftovers([directory], search_path=search_path)
             raise

@@ -13,7 +13,6 @@ from ocis2i.compression import Compression, check_level
 from ocis2i.container_options import parse_add_host, parse_cap_drop, parse_network
 from ocis2i.errors import UsageError
 from ocis2i.images import PullPolicy
-from ocis2i.injections import check_injections
 from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
 from ocis2i.reference import Platform, Reference, parse_location
@@ -81,7 +80,10 @@ def common_spec(
     if warning:
         here.recorder.warn(warning)
     injections = _pairs(flags.inject, "--inject")
-    check_injections(injections, cwd=here.tools.cwd)
+    if injections:
+        from ocis2i.injections import check_injections  # noqa: PLC0415 - few builds load it
+
+        check_injections(injections, cwd=here.tools.cwd)
     return BuildSpec(
         source=parse_source(".", cwd=here.tools.cwd, copy=True),
         builder=parse_location(builder),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ocis2i.callback import check_callback_url
 from ocis2i.commands.build_flags import RebuildFlags
 from ocis2i.commands.build_spec import common_spec
-from ocis2i.commands.building import run_build
+from ocis2i.commands.build_work import run_build
 from ocis2i.commands.context import Context, context
 from ocis2i.errors import UsageError
 from ocis2i.images import PullPolicy, obtain

@@ -26,7 +26,14 @@ from ocis2i.errors import (
     UsageError,
 )
 from ocis2i.isolation.ground import Ground, Ids
-from ocis2i.isolation.ids import NoIdsError, is_whole_host, map_ids, subordinate_ids, user_name
+from ocis2i.isolation.ids import (
+    NoIdsError,
+    is_whole_host,
+    mapper_refusal,
+    mappers,
+    subordinate_ids,
+    user_name,
+)
 from ocis2i.isolation.place import find_place
 from ocis2i.isolation.sentences import (
     Cause,
@@ -35,7 +42,8 @@ from ocis2i.isolation.sentences import (
     cause_of_unshare,
     refusal,
 )
-from ocis2i.proc import Process, TimeoutExpired, find_program, spawn
+from ocis2i.isolation.tried import Tried
+from ocis2i.proc import Finished, Process, TimeoutExpired, find_program, spawn
 
 Reply = dict[str, Any]
 
@@ -144,6 +152,48 @@ def _error(answer: Reply) -> Ocis2iError:
     return _ERRORS.get(kind, IsolationError)(message, hint=hint)
 
 
+class Ahead:
+    """An agent that is started before anything is known of what it shall do, or `None`.
+
+    Meanwhile others load. `take` gives it away once; what is wrong with it is said to the taker.
+    """
+
+    def __init__(self, starting: _Starting | None) -> None:
+        self._starting = starting
+
+    def take(self, ids: Ids) -> _Starting | None:
+        """It, when it is of the right kind and still there."""
+        if self._starting is None or self._starting.ids != ids:
+            return None
+        taken, self._starting = self._starting, None
+        return taken
+
+    def end(self) -> None:
+        """Ends it, if nobody took it."""
+        if self._starting:
+            self._starting.kill()
+
+
+@contextmanager
+def ahead(search_path: str | None) -> Iterator[Ahead]:
+    """Starts the agent that this caller gets where nothing stands in its way.
+
+    Call from the main thread, and take it there: see `agent`.
+    """
+    started = Ahead(_begin_ahead(search_path))
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def _begin_ahead(search_path: str | None) -> _Starting | None:
+    try:
+        return _Starting(_wanted_ids()[0], search_path)
+    except (IsolationError, OSError):
+        return None  # who asks for an agent will hear of it
+
+
 @contextmanager
 def agent(
     *,
@@ -151,19 +201,23 @@ def agent(
     keep_open: Sequence[int] = (),
     ids: Literal["auto"] | Ids = "auto",
     store: Path | None = None,
+    ahead: Ahead | None = None,
 ) -> Iterator[Agent]:
     """Starts an agent and ends it. Call from the main thread: the agent dies with the thread.
 
     `keep_open` are descriptors that the agent holds as long as it lives (the build's lock). With
-    `auto` the `ids` are the best that this host gives the caller and the file system of `store`
-    takes, and `Agent.ground` says which.
+    `auto` the `ids` are the best that this host gives the caller and the file system of `store`, a
+    build's directory in it, takes, and `Agent.ground` says which. One that is `ahead` is taken
+    where it has them.
     Raises `IsolationError` with the reason why this host does not allow it.
     """
     if ids == "auto":
-        running = _start_best(search_path, keep_open, store)
+        running = _start_best(search_path, store, ahead or Ahead(None))
     else:
-        running = _start(search_path, keep_open, ids)
+        running = _Starting(ids, search_path).ready()
     try:
+        if keep_open:
+            running.request("hold", *keep_open)
         yield running
     except BaseException:
         running.kill()
@@ -176,39 +230,58 @@ def agent(
 _not_full: dict[str | None, str] = {}
 
 
-def _start_best(search_path: str | None, keep_open: Sequence[int], store: Path | None) -> Agent:
+def _wanted_ids() -> tuple[Ids, str]:
+    """The most that this caller may ask for, and why it is not more. Refuses root of the host."""
     if os.geteuid() == 0:
-        _refuse_root()
-        running = _start(search_path, keep_open, "native")
-        reason = "the user namespace that you are root of has no more ids"
-        running.ground = replace(running.ground, reason=reason)
-        return running
-    if search_path not in _not_full:
+        # Who is root of a user namespace alone may be all that there is.
+        if is_whole_host(Path("/proc/self/uid_map").read_text()):
+            raise refusal("root", find_place()).error()
+        return "native", "the user namespace that you are root of has no more ids"
+    try:
+        for kind in ("subuid", "subgid"):
+            subordinate_ids(kind, user_name(), os.getuid())
+    except NoIdsError as error:
+        return "single", error.message
+    return "full", ""
+
+
+def _start_best(search_path: str | None, store: Path | None, ahead: Ahead) -> Agent:
+    ids, reason = _wanted_ids()
+    if ids == "full" and search_path not in _not_full:
         try:
-            for kind in ("subuid", "subgid"):
-                subordinate_ids(kind, user_name(), os.getuid())
-            return _start_full(search_path, keep_open, store)
+            return _start_full(search_path, store, ahead)
         except NoIdsError as error:
             _not_full[search_path] = error.message
         except ForbiddenError as error:
-            return _start_through_buildah(search_path, keep_open, error)
-    running = _start(search_path, keep_open, "single")
-    running.ground = replace(running.ground, reason=_not_full[search_path])
+            return _start_through_buildah(search_path, error)
+    if ids == "full":
+        ids, reason = "single", _not_full[search_path]
+    running = (ahead.take(ids) or _Starting(ids, search_path)).ready()
+    running.ground = replace(running.ground, reason=reason)
     return running
 
 
-def _start_full(search_path: str | None, keep_open: Sequence[int], store: Path | None) -> Agent:
-    running = _start(search_path, keep_open, "full")
-    said = running.request("owners", directory=str(store))["refusal"] if store else None
+def _start_full(search_path: str | None, store: Path | None, ahead: Ahead) -> Agent:
+    running = (ahead.take("full") or _Starting("full", search_path)).ready()
+    said = _owners_refusal(running, store) if store else None
     if said is None:
         return running
     running.close()
     raise NoIdsError(refusal("owners-refused", find_place(), said=said))
 
 
-def _start_through_buildah(
-    search_path: str | None, keep_open: Sequence[int], refused: ForbiddenError
-) -> Agent:
+def _owners_refusal(running: Agent, store: Path) -> str | None:
+    tried = Tried.beside(store)
+    if tried.knows_disk("owners", running.ground):
+        return None
+    refusal = running.request("owners", directory=str(store))["refusal"]
+    if refusal is None:
+        tried.note_disk("owners", running.ground)
+        return None
+    return str(refusal)
+
+
+def _start_through_buildah(search_path: str | None, refused: ForbiddenError) -> Agent:
     """AppArmor may give user namespaces to programs that it knows and to no other (Ubuntu 23.10).
 
     Raises `refused` where buildah does not get one either.
@@ -217,67 +290,91 @@ def _start_through_buildah(
     if helper is None:
         raise refused
     try:
-        return _start(search_path, keep_open, "native", through=helper)
+        return _Starting("native", search_path, through=helper).ready()
     except IsolationError:
         raise refused from None
 
 
-def _start(
-    search_path: str | None, keep_open: Sequence[int], ids: Ids, *, through: str | None = None
-) -> Agent:
-    """Starts an agent; `through` is a buildah whose user namespace it shall be root of."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    # High numbers: buildah has files of its own at the low ones.
-    passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (theirs.fileno(), *keep_open)]
+class _Starting:
+    """An agent on its way into its namespaces; `ready` waits for it.
+
+    `through` is a buildah whose user namespace it shall be root of.
+    """
+
+    def __init__(self, ids: Ids, search_path: str | None, *, through: str | None = None) -> None:
+        self.ids = ids
+        self._no_ids: NoIdsError | None = None
+        commands: list[list[str]] = []
+        if ids == "full":
+            try:
+                commands = mappers(search_path=search_path)
+            except NoIdsError as error:
+                # What the kernel says to a namespace comes first.
+                self._no_ids = error
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._channel, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        # In its buffer before anybody reads: it is all that an agent has to know.
+        send(self._channel, {"ids": ids, "mappers": commands})
+        self._process = _spawn(theirs, search_path, through)
+
+    def ready(self) -> Agent:
+        """The agent, in its namespaces. Raises why there is none."""
+        try:
+            return Agent(self._process, self._channel, self._greet())
+        except (BrokenPipeError, ConnectionResetError) as error:
+            self._process.wait()
+            raise IsolationError("the build agent ended before it was ready") from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Ends it; nobody has asked it for anything yet."""
+        self._process.kill()
+        self._channel.close()
+        self._process.wait()
+
+    def _greet(self) -> Ground:
+        first, _ = receive(self._channel)
+        if first is None or "error" in first:
+            raise _cannot_unshare(first, self.ids)
+        if self._no_ids:
+            raise self._no_ids
+        second, _ = receive(self._channel)
+        if second is not None and "mapper" in second:
+            raise _cannot_map(second)
+        if second is None or "error" in second:
+            raise _cannot_settle(second)
+        return Ground(
+            self.ids,
+            fresh_proc=bool(second["fresh_proc"]),
+            can_mount=bool(second["can_mount"]),
+            squashed=bool(second["squashed"]),
+            map=str(second["map"]),
+        )
+
+
+def _spawn(theirs: socket.socket, search_path: str | None, through: str | None) -> Process:
+    # A high number: buildah has files of its own at the low ones.
+    passed = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
     theirs.close()
-    argv = [sys.executable, "-I", "-S", str(_PROGRAM), str(passed[0])]
+    argv = [sys.executable, "-I", "-S", str(_PROGRAM), str(passed)]
     environment = {}
     if through:
         argv = [through, "unshare", *argv]
         environment["PATH"] = search_path or os.defpath  # newuidmap is on it
     try:
-        process = spawn(argv, environment=environment, pass_fds=passed, quiet=bool(through))
+        return spawn(argv, environment=environment, pass_fds=(passed,), quiet=bool(through))
     finally:
-        for fd in passed:
-            os.close(fd)
-    try:
-        return Agent(process, ours, _shake_hands(process.pid, ours, search_path, ids))
-    except (BrokenPipeError, ConnectionResetError) as error:
-        process.wait()
-        raise IsolationError("the build agent ended before it was ready") from error
-    except BaseException:
-        process.kill()
-        ours.close()
-        process.wait()
-        raise
+        os.close(passed)
 
 
-def _refuse_root() -> None:
-    """Refuses root of the host; who is root of a user namespace alone may be all that there is."""
-    if is_whole_host(Path("/proc/self/uid_map").read_text()):
-        raise refusal("root", find_place()).error()
-
-
-def _shake_hands(pid: int, channel: socket.socket, search_path: str | None, ids: Ids) -> Ground:
-    send(channel, {"ids": ids})
-    first, _ = receive(channel)
-    if first is None or "error" in first:
-        raise _cannot_unshare(first, ids)
-    if ids == "full":
-        map_ids(pid, search_path=search_path)
-        send(channel, {"mapped": True})
-    second, _ = receive(channel)
-    if second is None or "error" in second:
-        raise _cannot_settle(second)
-    return Ground(
-        ids,
-        fresh_proc=bool(second["fresh_proc"]),
-        can_mount=bool(second["can_mount"]),
-        squashed=bool(second["squashed"]),
-        map=str(second["map"]),
-    )
+def _cannot_map(answer: Reply) -> NoIdsError:
+    ended = Finished((), int(answer["exit"]), b"", str(answer["said"]).encode())
+    tool = Path(str(answer["mapper"])).name
+    said = ended.complaint or f"exit code {ended.exit_code}"
+    return NoIdsError(mapper_refusal(tool, said, find_place()))
 
 
 def _cannot_unshare(answer: Reply | None, ids: Ids) -> IsolationError:

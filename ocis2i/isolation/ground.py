@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocis2i.errors import IsolationError
-from ocis2i.runner import RunSpec
+
+if TYPE_CHECKING:  # takes long to load, and the agent is started first
+    from ocis2i.runner import RunSpec
 
 # `full`: 65536 ids by newuidmap; `single`: the caller's alone; `native`: those of the user
 # namespace that the caller is root of already; `none`: no namespaces.

@@ -10,7 +10,7 @@ from pathlib import Path
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.place import find_place
 from ocis2i.isolation.sentences import Place, Refusal, refusal
-from ocis2i.proc import find_program, run
+from ocis2i.proc import find_program
 
 MAPPED_IDS = 65536
 
@@ -70,10 +70,8 @@ def subordinate_ids(
     return ranges
 
 
-def mappers(
-    pid: int | str, *, search_path: str | None, place: Place | None = None
-) -> list[list[str]]:
-    """The commands that map the caller's ids into the user namespace of `pid`.
+def mappers(*, search_path: str | None, place: Place | None = None) -> list[list[str]]:
+    """The commands that map the caller's ids into the user namespace of the process `PID`.
 
     newuidmap and newgidmap are the only setuid programs that ocis2i ever starts. Raises
     `NoIdsError`; its way out is the one at this `place`.
@@ -88,19 +86,8 @@ def mappers(
         if program is None:
             raise NoIdsError(refusal("no-mapper", place or find_place(), tool=tool))
         ranges = subordinate_ids(kind, name, os.getuid(), place=place)
-        commands.append([program, str(pid), *map_arguments(own, ranges)])
+        commands.append([program, "PID", *map_arguments(own, ranges)])
     return commands
-
-
-def map_ids(pid: int, *, search_path: str | None) -> None:
-    """Maps the caller's ids into the user namespace of `pid`. Raises `NoIdsError`."""
-    for tool, command in zip(
-        ("newuidmap", "newgidmap"), mappers(pid, search_path=search_path), strict=True
-    ):
-        done = run(command, environment={}, timeout_seconds=20)
-        if done.exit_code:
-            said = done.complaint or f"exit code {done.exit_code}"
-            raise NoIdsError(mapper_refusal(tool, said, find_place()))
 
 
 def mapper_refusal(tool: str, said: str, place: Place) -> Refusal:

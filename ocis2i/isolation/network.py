@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ocis2i.agent.network import READY, Helper
 from ocis2i.allowed_hosts import AllowList
@@ -17,8 +17,10 @@ from ocis2i.events import NetworkEnded, Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.programs import PROGRAM_PATH
 from ocis2i.proc import find_program
-from ocis2i.proxy import PORT, Contacts, Proxy
 from ocis2i.runner import Network
+
+if TYPE_CHECKING:
+    from ocis2i.proxy import Contacts, Proxy
 
 # What a program of this kind may take to be ready: they need a tenth of a second.
 HELPER_SECONDS = 5.0
@@ -88,8 +90,10 @@ def connected(
         agent.request("network", path=netns, helper=helper)
         yield Uplink(network, netns)
         return
+    from ocis2i.proxy import PORT, Proxy  # noqa: PLC0415 - few builds load it
+
     known = {entry.name.lower(): entry.address for entry in reversed(add_hosts)}
-    with _listener(agent, netns) as listener:
+    with _listener(agent, netns, PORT) as listener:
         proxy = Proxy(listener, allowed, environment=environment, known=known)
         try:
             with proxy:
@@ -106,11 +110,11 @@ def _tell(network: Network, contacts: Contacts, report: Report) -> None:
 
 
 @contextmanager
-def _listener(agent: Agent, netns: str) -> Iterator[socket.socket]:
+def _listener(agent: Agent, netns: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens on the loopback device of a new network namespace."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        agent.request("network", theirs.fileno(), path=netns, port=PORT)
+        agent.request("network", theirs.fileno(), path=netns, port=port)
         _, (fd, *_), _, _ = socket.recv_fds(ours, 16, 1)
     with socket.socket(fileno=fd) as listener:
         yield listener

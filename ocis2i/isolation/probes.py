@@ -156,7 +156,7 @@ class Probes:
         if self._way == "native":
             return self._count_own()
         try:
-            programs = mappers("PID", search_path=self._search_path, place=self._place)
+            programs = mappers(search_path=self._search_path, place=self._place)
         except NoIdsError as error:
             return Finding.refused(error.why)
         answer = ask("full", directory=self._directory, mappers=programs)

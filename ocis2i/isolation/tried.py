@@ -1,4 +1,4 @@
-"""Remembers which container programs were tried and worked, so that not every build tries them."""
+"""Remembers what was tried on this host and works, so that not every build tries it again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ocis2i.isolation.ground import Ground
 
 
 class Tried:
-    """What the file `path` says: one line of facts for each program, which must all be as then.
+    """What a store's `tried.json` says: one line of facts for each thing, which must be as then.
 
     Only what worked is kept: what did not may have been mended. A file that cannot be read or
     written is one that says nothing.
@@ -21,14 +21,32 @@ class Tried:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @classmethod
+    def beside(cls, directory: Path) -> Tried:
+        """That of the store which the build's `directory` is in."""
+        return cls(directory.parent.parent / "tried.json")
+
     def knows(self, program: str, ground: Ground) -> bool:
         """Whether this very program worked on such a ground since the kernel started."""
-        facts = _facts(program, ground)
-        return bool(facts) and self._read().get(program) == facts
+        return self._knows(program, _program_facts(program, ground))
 
     def note(self, program: str, ground: Ground) -> None:
         """Keeps that the program works."""
-        said = self._read() | {program: _facts(program, ground)}
+        self._note(program, _program_facts(program, ground))
+
+    def knows_disk(self, what: Literal["overlay", "owners"], ground: Ground) -> bool:
+        """Whether the file system of the store did this on such a ground since then."""
+        return self._knows(what, self._disk_facts(ground))
+
+    def note_disk(self, what: Literal["overlay", "owners"], ground: Ground) -> None:
+        """Keeps that the file system does it."""
+        self._note(what, self._disk_facts(ground))
+
+    def _knows(self, name: str, facts: list[object]) -> bool:
+        return bool(facts) and self._read().get(name) == facts
+
+    def _note(self, name: str, facts: list[object]) -> None:
+        said = self._read() | {name: facts}
         mine = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             mine.write_text(json.dumps(said))
@@ -44,16 +62,33 @@ class Tried:
             return {}
         return said if isinstance(said, dict) else {}
 
+    def _disk_facts(self, ground: Ground) -> list[object]:
+        """A copy of the store on another disk has this file too: it is not the same directory."""
+        try:
+            builds = self._path.with_name("builds")
+            directory, disk = builds.stat(), os.statvfs(builds)
+        except OSError:
+            return []
+        identity = [directory.st_dev, directory.st_ino, disk.f_fsid, disk.f_flag]
+        return _facts(identity, ground)
 
-def _facts(program: str, ground: Ground) -> list[object]:
-    """Another kernel, another program or another ground: then it has to be tried again."""
+
+def _program_facts(program: str, ground: Ground) -> list[object]:
     try:
         facts = Path(program).stat()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return []
     identity = [facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-    return [boot, *identity, ground.ids, ground.fresh_proc, _limits()]
+    return _facts([*identity, ground.fresh_proc], ground)
+
+
+def _facts(identity: list[int], ground: Ground) -> list[object]:
+    """Another kernel, another ground or another limit: then it has to be tried again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return []
+    return [boot, *identity, ground.ids, ground.map, _limits()]
 
 
 def _limits() -> list[str]:

@@ -29,7 +29,6 @@ from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import CopyOrder, DirectoryFacts, Fetched, copy_tree
 from ocis2i.sources.paths import open_directory, shown
 from ocis2i.sources.unpacking import Kind, Member, Unpacker, special_member, too_large
-from ocis2i.sources.zipped import unpack_zip
 
 ACCEPTED = "a tar archive, plain or compressed by gzip, bzip2, xz or zstd, or a zip archive"
 
@@ -156,6 +155,8 @@ def _unpack(
     ):
         if kind == "zip":
             with _seekable(file, stream, root.parent, limit_bytes, seekable=seekable) as whole:
+                from ocis2i.sources.zipped import unpack_zip  # noqa: PLC0415 - few sources are one
+
                 commit_id = unpack_zip(whole, unpacker, where)
         else:
             commit_id = _unpack_tar(_plain(kind, stream, where, limit_bytes), unpacker, where)

@@ -1,7 +1,8 @@
-"""Which container programs a store remembers as working."""
+"""What a store remembers as working: container programs, and its own disk."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,36 @@ def test_a_place_that_takes_no_file_is_no_error(tmp_path: Path, program: Path) -
     tried = Tried(tmp_path / "missing" / "tried.json")
     tried.note(str(program), FULL)
     assert not tried.knows(str(program), FULL)
+
+
+def test_what_the_disk_did_is_known_to_the_next_build(tmp_path: Path) -> None:
+    (tmp_path / "builds").mkdir()
+    file = tmp_path / "tried.json"
+    assert not Tried(file).knows_disk("overlay", FULL)
+    Tried(file).note_disk("overlay", FULL)
+    assert Tried(file).knows_disk("overlay", FULL)
+    assert not Tried(file).knows_disk("owners", FULL)
+
+
+def test_a_disk_is_tried_again_with_other_ids(tmp_path: Path) -> None:
+    (tmp_path / "builds").mkdir()
+    tried = Tried(tmp_path / "tried.json")
+    tried.note_disk("overlay", Ground(ids="full", map="0:1000:1"))
+    assert not tried.knows_disk("overlay", Ground(ids="single", map="0:1000:1"))
+    assert not tried.knows_disk("overlay", Ground(ids="full", map="0:1001:1"))
+
+
+def test_a_store_that_was_copied_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "store" / "builds").mkdir(parents=True)
+    Tried(tmp_path / "store" / "tried.json").note_disk("overlay", FULL)
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    assert not Tried(tmp_path / "copy" / "tried.json").knows_disk("overlay", FULL)
+
+
+def test_a_program_and_the_disk_are_remembered_side_by_side(tmp_path: Path, program: Path) -> None:
+    (tmp_path / "builds").mkdir()
+    tried = Tried(tmp_path / "tried.json")
+    tried.note(str(program), FULL)
+    tried.note_disk("owners", FULL)
+    assert tried.knows(str(program), FULL)
+    assert tried.knows_disk("owners", FULL)
