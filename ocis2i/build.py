@@ -22,7 +22,13 @@ from ocis2i.errors import UsageError
 from ocis2i.events import stage
 from ocis2i.images import Obtained
 from ocis2i.in_place import occupy, warn, warn_of_credentials
-from ocis2i.incremental import Restored, Saving, restore, save_for_later
+from ocis2i.incremental import (
+    Restored,
+    plan_saving,
+    restore,
+    save_for_later,
+    save_to_registry,
+)
 from ocis2i.inputs import Inputs, gather, save_upload
 from ocis2i.isolation.agent import Ahead
 from ocis2i.isolation.network import Uplink, connected
@@ -39,6 +45,7 @@ from ocis2i.spec import BuildSpec
 from ocis2i.tools import Tools
 
 if TYPE_CHECKING:
+    from ocis2i.extended import RuntimeImage
     from ocis2i.proxy import ProxyVariables
 
 
@@ -56,6 +63,7 @@ class BuildResult:
     isolation: str
     delivered: tuple[Delivered, ...]
     pushed: bool
+    cached: Delivered | None
 
 
 def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildResult:
@@ -76,9 +84,7 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
         guard.enter_context(inputs.hidden.guard())
         uplink = guard.enter_context(_uplink(spec, inputs, here, tools))
         site = _site(spec, inputs, uplink, here, tools)
-        saving = Saving(
-            site, spec, inputs.builder, inputs.scripts.get("save-artifacts"), inputs.hidden
-        )
+        saving = plan_saving(site, spec, inputs.builder, inputs.scripts, inputs.hidden)
         restored = restore(saving)
         if spec.save_upload:
             save_upload(here.directory / "upload", tools)
@@ -88,12 +94,10 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
             rootfs.mount()
         with stage(site.report, "assemble", inputs.scripts["assemble"].url):
             ran = run_script(site, rootfs, job)
+        cached = None
         if inputs.runtime:
-            from ocis2i.extended import move  # noqa: PLC0415 - few builds load it
-
-            save_for_later(saving, job, rootfs)
-            environment = inputs.environment(inputs.runtime.obtained)
-            rootfs = move(site, inputs.runtime, rootfs, environment, job.more)
+            cached = save_for_later(saving, job, rootfs)
+            rootfs = _move_to(inputs.runtime, inputs, rootfs, site, job)
         labels = image_labels(spec, inputs, rootfs)
         with stage(site.report, "layer"):
             if spec.prune_upload:
@@ -105,6 +109,8 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
         with stage(site.report, "store", spec.tag or "untagged"):
             store_result(spec, inputs, encoded, tools.store)
         delivered, pushed = deliver_result(spec, inputs.base, image, encoded, tools)
+        if not inputs.runtime:
+            cached = save_to_registry(saving, encoded.descriptor.digest)
     return BuildResult(
         image=image,
         encoded=encoded,
@@ -116,18 +122,27 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
         isolation=site.runner.name,
         delivered=delivered,
         pushed=pushed,
+        cached=cached,
     )
+
+
+def _move_to(runtime: RuntimeImage, inputs: Inputs, rootfs: Rootfs, site: Site, job: Job) -> Rootfs:
+    """Takes what assemble made to the tree of the runtime image."""
+    from ocis2i.extended import move  # noqa: PLC0415 - few builds load it
+
+    return move(site, runtime, rootfs, inputs.environment(runtime.obtained), job.more)
 
 
 def check(spec: BuildSpec) -> None:
     """Raises `UsageError` for wishes that contradict each other."""
     if spec.push and spec.name is None:
         raise UsageError("--push needs a name to push to", hint="give the tag as third argument")
-    if spec.name and spec.name.digest:
-        raise UsageError(
-            f"the result cannot be named `{spec.name}`: its digest is not known yet",
-            hint="leave out the part from `@` on",
-        )
+    for name in spec.names:
+        if name.digest:
+            raise UsageError(
+                f"the result cannot be named `{name}`: its digest is not known yet",
+                hint="leave out the part from `@` on",
+            )
 
 
 def _uplink(

@@ -15,14 +15,12 @@ from ocis2i.net import (
     Http,
     Request,
     RequestError,
-    Retries,
-    RetryPolicy,
-    Sleep,
     is_web_url,
     message_with_url,
     redacted,
     split_credentials,
 )
+from ocis2i.retries import Retries, RetryPolicy, Sleep
 from ocis2i.sources.paths import shown
 
 ATTEMPTS = 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ocis2i import seccomp
 from ocis2i.errors import ImageError, ScriptError, ScriptsError
 from ocis2i.events import Notice, Report, ScriptOutput
-from ocis2i.images import Obtained, Places, complete
+from ocis2i.images import Obtained, Places
 from ocis2i.isolation.ids import MAPPED_IDS
 from ocis2i.limits import Limits, mention
 from ocis2i.rootfs import Rootfs
@@ -120,15 +120,9 @@ class Site:
     report: Report
 
     def unpack(self, image: Obtained) -> tuple[LayerRecord, ...]:
-        """The unpacked layers of an image, those fetched first that the store lacks."""
-        complete(image, self.places)
-        return unpack_layers(
-            image.image,
-            self.places.store,
-            self.here.agent,
-            self.report,
-            size_limit=self.settings.layer_limit,
-        )
+        """The unpacked layers of an image."""
+        limit = self.settings.layer_limit
+        return unpack_layers(image, self.places, self.here.agent, size_limit=limit)
 
 
 def choose_runner(

@@ -438,6 +438,7 @@ def _ask_registries(
             found.append(Facility(name, "no", error.message, error.hint))
             continue
         how = "with credentials" if reached.with_credentials else "anonymously"
+        how += f" from {reached.source}" if reached.source else ""
         found.append(Facility(name, "yes", f"{reached.url} lets us in {how}"))
         with contextlib.suppress(ValueError):
             told = parsedate_to_datetime(reached.date)

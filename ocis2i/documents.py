@@ -10,11 +10,13 @@ from ocis2i.blobs import read_document
 from ocis2i.errors import Ocis2iError, ScriptError
 from ocis2i.events import NetworkEnded
 from ocis2i.manifest import Image, Index, Json, Manifest, format_time, parse_json
+from ocis2i.reference import Digest
 from ocis2i.report import StageRecord
 from ocis2i.store import Store, StoredImage
 
 if TYPE_CHECKING:
     from ocis2i.build import BuildResult
+    from ocis2i.images import Inspected
     from ocis2i.spec import BuildSpec
 
 VERSION = 1
@@ -33,6 +35,7 @@ def result_document(
         "version": VERSION,
         "state": "succeeded",
         "name": str(spec.name) if spec.name else None,
+        "names": [str(name) for name in spec.names],
         "digest": digest,
         "reference": f"{spec.name.name}@{digest}" if spec.name else None,
         "config": str(result.encoded.config_descriptor.digest),
@@ -45,6 +48,8 @@ def result_document(
             "digest": str(result.base.manifest.descriptor.digest),
         },
         "incremental": bool(result.restored),
+        "restored_from": result.restored.previous if result.restored else None,
+        "cached": f"{result.cached.where}@{result.cached.digest}" if result.cached else None,
         "isolation": result.isolation,
         "network": _network(network) or {"mode": spec.network, "hosts": None, "more": 0},
         "script_exit_code": result.assemble.exit_code,
@@ -148,33 +153,86 @@ def failure_document(
 
 
 def image_row(image: StoredImage, store: Store) -> dict[str, Any]:
-    """One image of the store; `size` counts its compressed layers, in bytes."""
-    manifest = store.manifest(image.descriptor)
-    size, created, platform = 0, None, None
-    if isinstance(manifest, Manifest):
-        config = parse_json(read_document(store, manifest.config), "the image config")
-        size = sum(layer.size for layer in manifest.layers)
-        created = config.get("created")
-        platform = f"{config.get('os')}/{config.get('architecture')}"
+    """One image of the store, or an index; `size` counts compressed layers that are here."""
+    found = store.manifest(image.descriptor)
+    created, platform, index = None, None, None
+    if isinstance(found, Manifest):
+        config = parse_json(read_document(store, found.config), "the image config")
+        created, platform = config.get("created"), _platform_of(config)
+        images = [found]
+    else:
+        index = index_rows(found, store)
+        images = _stored_images(found, store)
+    layers = {layer.digest: layer for one in images for layer in one.layers}
+    diff_ids = {diff_id for one in images for diff_id in _diff_ids(one, store)}
+    origin = store.origin(found.descriptor.digest)
     return {
         "name": image.name,
         "digest": str(image.descriptor.digest),
         "created": created,
         "platform": platform,
-        "size": size,
+        "size": sum(layer.size for layer in layers.values()),
+        "layers": {
+            "total": len(layers),
+            "blobs": sum(map(store.has_blob, layers.values())),
+            "unpacked": sum(map(store.has_unpacked, diff_ids)),
+            "origin": str(origin) if origin else None,
+        },
+        "index": index,
     }
 
 
-def inspect_document(name: str, manifest: Manifest | Index, raw_config: bytes) -> Json:
-    """What an image is: names, digests, its config and its layers."""
-    config = parse_json(raw_config, "the image config")
+def index_rows(index: Index, store: Store) -> list[dict[str, Any]]:
+    """The images of an index, and which of them are in the store."""
+    return [
+        {
+            "platform": str(entry.platform) if entry.platform else None,
+            "digest": str(entry.digest),
+            "media_type": entry.media_type,
+            "size": entry.size,
+            "annotations": dict(entry.annotations),
+            "in_store": store.has_blob(entry),
+        }
+        for entry in index.manifests
+    ]
+
+
+def _stored_images(index: Index, store: Store) -> list[Manifest]:
+    found = [store.manifest(entry) for entry in index.manifests if store.has_blob(entry)]
+    return [one for one in found if isinstance(one, Manifest)]
+
+
+def _diff_ids(manifest: Manifest, store: Store) -> list[Digest]:
+    config = parse_json(read_document(store, manifest.config), "the image config")
+    return [Digest.parse(text) for text in config.get("rootfs", {}).get("diff_ids", [])]
+
+
+def _platform_of(config: Json) -> str:
+    parts = (config.get("os"), config.get("architecture"), config.get("variant"))
+    return "/".join(str(part) for part in parts if part)
+
+
+def inspect_document(seen: Inspected, store: Store) -> Json:
+    """What an image is: names, digests, its config and its layers; or an index, and its images."""
+    index = None
+    if seen.index:
+        index = {
+            "digest": str(seen.index.descriptor.digest),
+            "media_type": seen.index.descriptor.media_type,
+            "annotations": dict(seen.index.annotations),
+            "manifests": index_rows(seen.index, store),
+        }
+    if seen.manifest is None:
+        return {"name": seen.name, "digest": index["digest"] if index else None, "index": index}
+    manifest = seen.manifest
+    config = parse_json(seen.config, "the image config")
     runtime = config.get("config") or {}
     return {
-        "name": name,
+        "name": seen.name,
         "digest": str(manifest.descriptor.digest),
         "media_type": manifest.descriptor.media_type,
         "created": config.get("created"),
-        "platform": f"{config.get('os')}/{config.get('architecture')}",
+        "platform": _platform_of(config),
         "config": runtime,
         "diff_ids": (config.get("rootfs") or {}).get("diff_ids", []),
         "layers": [
@@ -183,8 +241,9 @@ def inspect_document(name: str, manifest: Manifest | Index, raw_config: bytes) -
                 "size": layer.size,
                 "media_type": layer.media_type,
             }
-            for layer in (manifest.layers if isinstance(manifest, Manifest) else ())
+            for layer in manifest.layers
         ],
         "history": config.get("history", []),
         "annotations": dict(manifest.annotations),
+        "index": index,
     }

@@ -18,8 +18,6 @@ from ocis2i.net import (
     Http,
     Request,
     RequestError,
-    Retries,
-    Sleep,
     message_with_url,
     origin,
     read_body,
@@ -27,6 +25,7 @@ from ocis2i.net import (
     retry_after_seconds,
     split_credentials,
 )
+from ocis2i.retries import Retries, Sleep
 
 _FOUND = (200, 201)  # upstream's, `pkg/scripts/download.go`
 _REFUSED = (401, 403)

@@ -34,7 +34,7 @@ from ocis2i.errors import OutputError, PolicyError, UsageError
 from ocis2i.events import Report, stage
 from ocis2i.extended import RuntimeSearch, plan_runtime, target_of
 from ocis2i.fs import explain, remove_tree
-from ocis2i.images import Obtained, Places, PullPolicy, blamed_on, obtain
+from ocis2i.images import Layers, Obtained, Places, PullPolicy, blamed_on, obtain
 from ocis2i.injections import InjectedFile, read_injections
 from ocis2i.inputs import check_users, contract_of
 from ocis2i.mappings import PathPair
@@ -48,6 +48,7 @@ from ocis2i.s2i import (
 from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.sources import (
     ArchiveSource,
+    ArtifactSource,
     DirSource,
     GitSource,
     Source,
@@ -212,6 +213,8 @@ def _local_root(source: Source) -> Path | None:
             return local
         case ArchiveSource(path):
             return path
+        case ArtifactSource():
+            return None
 
 
 def _check_ours(target: Path, *, fill: bool) -> None:
@@ -260,7 +263,7 @@ def _obtain(location: Location, policy: PullPolicy, spec: BuildSpec, places: Pla
             f"`{location}` is an image of the store of ocis2i, buildah does not find it",
             hint=f"write it to a layout with `ocis2i push {location} oci:DIR:TAG` and name that",
         )
-    found = obtain(location, spec.platform, policy, places, layers=False)
+    found = obtain(location, spec.platform, policy, places, layers=Layers.ELSEWHERE)
     if found.image.config.runtime.on_build:
         raise PolicyError(
             f"the image `{found.name}` has ONBUILD instructions, which S2I builds do not run",
@@ -293,6 +296,7 @@ def _source(work: _Work) -> SourceTree:
             settings=work.tools.settings,
             report=work.report,
             stdin=work.tools.stdin,
+            places=work.tools.places,
         )
 
 

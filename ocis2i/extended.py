@@ -23,7 +23,7 @@ from ocis2i.container import (
 )
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Notice, Report, stage
-from ocis2i.images import Obtained, Places, blamed_on, obtain
+from ocis2i.images import Layers, Obtained, Places, blamed_on, obtain
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.mappings import PathPair, check_artifact, parse_input_files
 from ocis2i.rootfs import Rootfs, prepare
@@ -67,7 +67,8 @@ class RuntimeImage:
 def obtain_runtime(runtime: RuntimeSpec, spec: BuildSpec, places: Places) -> Obtained:
     """The runtime image, without its layers yet. Raises `ImageError` or `RegistryError`."""
     with blamed_on("PullRuntimeImageFailed"):
-        found = obtain(runtime.image, spec.platform, runtime.pull_policy, places, layers=False)
+        policy, layers = runtime.pull_policy, Layers.ELSEWHERE
+        found = obtain(runtime.image, spec.platform, policy, places, layers=layers)
     if found.image.config.runtime.on_build:
         places.report(Notice("info", f"ONBUILD of the runtime image `{found.name}` is not run"))
     return found

@@ -2,7 +2,8 @@
 
 The previous image's own container runs save-artifacts, as source-to-image has it, with the script
 of now. A result on a runtime image has no builder in it any more: there the artifacts are saved
-right after assemble, in a file of the store. Whatever goes wrong, the build goes on without.
+right after assemble, in a file of the store. A cache in a registry (`remote_cache`) stands in for
+both where nothing is kept between builds. Whatever goes wrong, the build goes on without.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 from ocis2i.artifacts import extract
@@ -20,16 +24,21 @@ from ocis2i.container import Job, Site, check_script, describe_exit, identify, r
 from ocis2i.errors import Interrupted, Ocis2iError, ScriptError
 from ocis2i.events import Notice, ScriptOutput, stage
 from ocis2i.hidden import Hidden
-from ocis2i.images import Obtained, obtain
-from ocis2i.reference import Digest, Reference, RegistryLocation
+from ocis2i.images import Obtained, PullPolicy, obtain
+from ocis2i.leaks import LEAK_LIMIT, leak_error
+from ocis2i.outputs import Delivered
+from ocis2i.reference import Digest, Reference, RegistryLocation, StoredLocation
+from ocis2i.remote_cache import CacheEntry, cache_key, read_cache, write_cache
 from ocis2i.rootfs import Rootfs, prepare
 from ocis2i.runner import Stdio
 from ocis2i.s2i import image_directory, read_contract
-from ocis2i.scripts import ScriptPlace
+from ocis2i.scripts import ScriptPlace, ScriptSet
 from ocis2i.session import Session
 from ocis2i.spec import BuildSpec
 
 _SCRIPT = "save-artifacts"
+_ARTIFACTS = "the saved artifacts"
+_NOT_SAVED = "nothing was saved for the next incremental build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,32 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """What saving needs to know of the build that is going on; `script` is that of now."""
+    """What saving needs to know of the build that is going on; `script` is that of now.
+
+    `cache` is the build's place in a registry, if it was given one.
+    """
 
     site: Site
     spec: BuildSpec
     builder: Obtained
     script: ScriptPlace | None
     hidden: Hidden
+    cache: CacheEntry | None = None
+
+
+def plan_saving(
+    site: Site, spec: BuildSpec, builder: Obtained, scripts: ScriptSet, hidden: Hidden
+) -> Saving:
+    """To be asked before the scripts are moved into the container: their content counts."""
+    script = scripts.get(_SCRIPT)
+    if spec.cache is None:
+        return Saving(site, spec, builder, script, hidden)
+    every = [place for name in ("assemble", _SCRIPT) if (place := scripts.get(name))]
+    cache = CacheEntry(spec.cache, cache_key(spec.name, builder, every))
+    if script and script.file:
+        kept = site.here.directory / _SCRIPT
+        script = replace(script, file=Path(shutil.copyfile(script.file, kept)))
+    return Saving(site, spec, builder, script, hidden, cache)
 
 
 def restore(saving: Saving) -> Restored | None:
@@ -61,8 +89,9 @@ def restore(saving: Saving) -> Restored | None:
     A failure is a warning, and nothing of it stays.
     """
     spec, report = saving.spec, saving.site.report
-    if not spec.incremental:
-        return None
+    restored = _from_registry(saving)
+    if restored or not spec.incremental:
+        return restored
     if spec.name is None:
         report(Notice("warning", "--incremental needs a tag to find the previous image by"))
         return None
@@ -89,6 +118,7 @@ def _from_previous(saving: Saving, name: Reference) -> Restored | None:
         with stage(report, "pull-previous", str(name)):
             location = RegistryLocation(name)
             previous = obtain(location, spec.platform, policy, saving.site.places)
+            saving.site.unpack(previous)
     except Interrupted:
         raise
     except Ocis2iError as error:
@@ -100,9 +130,16 @@ def _from_previous(saving: Saving, name: Reference) -> Restored | None:
 
 
 def _run_in_previous(
-    previous: Obtained, saving: Saving, current: ScriptPlace, tar: BinaryIO
+    previous: Obtained,
+    saving: Saving,
+    current: ScriptPlace,
+    tar: BinaryIO,
+    place: str = "previous",
 ) -> None:
-    """Runs save-artifacts in the previous image; its standard output goes to `tar`."""
+    """Runs save-artifacts in an earlier result; its standard output goes to `tar`.
+
+    Its rootfs is made at the `place` in the build's directory.
+    """
     site, spec = saving.site, saving.spec
     runtime = previous.image.config.runtime
     layers = site.unpack(previous)
@@ -110,7 +147,7 @@ def _run_in_previous(
     mounts = site.around.mounts
     rootfs = prepare(
         site.here.agent,
-        directory / "previous",
+        directory / place,
         layers,
         mounts,
         session=directory,
@@ -181,31 +218,106 @@ def _scratch(here: Session) -> Iterator[BinaryIO]:
         yield file
 
 
-# --- with a runtime image -----------------------------------------------------------------------
+# --- with a cache in a registry -----------------------------------------------------------------
 
 
-def save_for_later(saving: Saving, job: Job, rootfs: Rootfs) -> None:
-    """Keeps the artifacts of a build on a runtime image for its next one; a failure is a warning.
-
-    `job` is the assemble script's, `rootfs` the builder's, still mounted.
-    """
-    spec = saving.spec
-    if not spec.incremental or spec.name is None or saving.script is None:
-        return
+def _from_registry(saving: Saving) -> Restored | None:
+    source = saving.cache.source if saving.cache else None
+    if saving.cache is None or source is None:
+        return None
+    site = saving.site
+    limit = site.settings.layer_limit
     try:
-        with stage(saving.site.report, "save"):
-            check_script(saving.script, saving.builder.name, rootfs)
-            again = replace(job, argv=(saving.script.path_in_image,), more={}, mounts=())
-            with saving.site.places.store.scratch_file() as tar:
-                _save(again, rootfs, saving, tar)
-                # Nobody may ever see them in an image, but the store keeps them.
-                saving.hidden.search(tar, "the saved artifacts")
-                saving.site.places.store.keep_artifacts(str(spec.name), _key(saving), tar)
+        with stage(site.report, "restore", str(source)), _scratch(site.here) as tar:
+            digest = read_cache(saving.cache, source, site.places, tar, size_limit=limit)
+            return _extract(tar, saving, f"{source.name}@{digest}", None)
     except Interrupted:
         raise
     except Ocis2iError as error:
-        text = "nothing was saved for the next incremental build"
-        saving.site.report(Notice("warning", f"{text}: {error.message}"))
+        site.report(Notice("warning", f"nothing came from the cache: {error.message}"))
+        return None
+
+
+def save_to_registry(saving: Saving, result: Digest) -> Delivered | None:
+    """Lets the `result` of a build save its artifacts for the cache; where that is now.
+
+    Not for a result on a runtime image, which has no artifacts in it. A failure is a warning.
+    """
+    target = saving.cache.target if saving.cache else None
+    if target is None:
+        return None
+    if saving.script is None:
+        saving.site.report(Notice("warning", f"{_NOT_SAVED}: there is no `{_SCRIPT}` script"))
+        return None
+    save = partial(_save_result, saving, saving.cache, saving.script, result)
+    return _or_warn(saving, str(target), save)
+
+
+def _save_result(
+    saving: Saving, cache: CacheEntry | None, script: ScriptPlace, result: Digest
+) -> Delivered | None:
+    built = obtain(StoredLocation(result), None, PullPolicy.NEVER, saving.site.places)
+    with _scratch(saving.site.here) as tar:
+        _run_in_previous(built, saving, script, tar, "finished")
+        saving.hidden.search(tar, _ARTIFACTS)
+        return _push(saving, cache, tar)
+
+
+def _push(saving: Saving, cache: CacheEntry | None, tar: BinaryIO) -> Delivered | None:
+    """Puts a saved tar into the cache, if there is one."""
+    target = cache.target if cache else None
+    if cache is None or target is None:
+        return None
+    found = saving.hidden.finder.leaks
+    leaks = [leak for leak in found if leak.where.startswith(_ARTIFACTS)]
+    # Who allows a leak means the image. Of more than the limit nobody knows where they are.
+    if leaks or len(found) >= LEAK_LIMIT:
+        raise leak_error(leaks or found)
+    return Delivered(target.name, write_cache(cache, target, saving.site.places, tar))
+
+
+def _or_warn(saving: Saving, where: str, save: Callable[[], Delivered | None]) -> Delivered | None:
+    try:
+        with stage(saving.site.report, "save", where):
+            return save()
+    except Interrupted:
+        raise
+    except Ocis2iError as error:
+        saving.site.report(Notice("warning", f"{_NOT_SAVED}: {error.message}"))
+        return None
+
+
+# --- with a runtime image -----------------------------------------------------------------------
+
+
+def save_for_later(saving: Saving, job: Job, rootfs: Rootfs) -> Delivered | None:
+    """Keeps the artifacts of a build on a runtime image for its next one; a failure is a warning.
+
+    `job` is the assemble script's, `rootfs` the builder's, still mounted. Returns where the cache
+    in a registry is, if there is one.
+    """
+    spec = saving.spec
+    target = saving.cache.target if saving.cache else None
+    kept = spec.name if spec.incremental else None
+    if saving.script is None or not (kept or target):
+        return None
+    save = partial(_save_of_builder, saving, saving.script, job, rootfs, kept)
+    return _or_warn(saving, str(target or ""), save)
+
+
+def _save_of_builder(
+    saving: Saving, script: ScriptPlace, job: Job, rootfs: Rootfs, kept: Reference | None
+) -> Delivered | None:
+    check_script(script, saving.builder.name, rootfs)
+    again = replace(job, argv=(script.path_in_image,), more={}, mounts=())
+    store = saving.site.places.store
+    with store.scratch_file() as tar:
+        _save(again, rootfs, saving, tar)
+        # Nobody may ever see them in an image, but the store and the cache keep them.
+        saving.hidden.search(tar, _ARTIFACTS)
+        if kept:
+            store.keep_artifacts(str(kept), _key(saving), tar)
+        return _push(saving, saving.cache, tar)
 
 
 def _from_cache(saving: Saving, name: Reference) -> Restored | None:

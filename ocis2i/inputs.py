@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ocis2i.errors import PolicyError
 from ocis2i.events import Notice, Report, stage
 from ocis2i.hidden import Hidden, hide
-from ocis2i.images import Obtained, blamed_on, obtain
+from ocis2i.images import Layers, Obtained, blamed_on, obtain
 from ocis2i.s2i import REQUIRED_SCRIPTS, Contract, merge_environment, read_contract
 from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.session import Session
@@ -64,8 +64,10 @@ class Inputs:
 def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
     """Fetches the source, obtains the images and finds what belongs to them.
 
-    What goes into the container is in the session's `upload` then.
+    What goes into the container is in the session's `upload` then. A result that could not be
+    pushed is not begun.
     """
+    _check_targets(spec, tools)
     upload = _make_upload(here.directory)
     tree = _fetch(spec, upload / "src", tools)
     builder, contract = _obtain_builder(spec, here, tools)
@@ -94,6 +96,16 @@ def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
     return Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
 
 
+def _check_targets(spec: BuildSpec, tools: Tools) -> None:
+    """Raises `RegistryError` where the result could not be pushed, before any work is done."""
+    if not spec.push:
+        return
+    repositories = {name.name: name for name in spec.names}
+    with stage(tools.report, "check-push", ", ".join(repositories)):
+        for name in repositories.values():
+            tools.places.registry.check_push(name)
+
+
 def _make_upload(session: Path) -> Path:
     upload = session / "upload"
     for name in ("src", "scripts"):
@@ -105,16 +117,26 @@ def _make_upload(session: Path) -> Path:
 def _fetch(spec: BuildSpec, into: Path, tools: Tools) -> SourceTree:
     with stage(tools.report, "fetch"):
         return fetch(
-            spec.source, into, settings=tools.settings, report=tools.report, stdin=tools.stdin
+            spec.source,
+            into,
+            settings=tools.settings,
+            report=tools.report,
+            stdin=tools.stdin,
+            places=tools.places,
         )
 
 
 def _obtain_builder(spec: BuildSpec, here: Session, tools: Tools) -> tuple[Obtained, Contract]:
     with stage(tools.report, "pull", str(spec.builder)), blamed_on("PullBuilderImageFailed"):
-        builder = obtain(
-            spec.builder, spec.platform, spec.pull_policy, tools.places, layers=not here.in_place
-        )
+        layers = Layers.ELSEWHERE if here.in_place else _layers_of(spec)
+        builder = obtain(spec.builder, spec.platform, spec.pull_policy, tools.places, layers=layers)
         return builder, read_builder(spec, builder, tools.report)
+
+
+def _layers_of(spec: BuildSpec) -> Layers:
+    """What the build will want of the builder's layers, so that none is fetched twice."""
+    is_written = spec.outputs and spec.runtime is None
+    return Layers.BLOBS if spec.keep_blobs or is_written else Layers.UNPACKED
 
 
 def _obtain_runtime(spec: BuildSpec, tools: Tools) -> Obtained | None:
@@ -147,14 +169,9 @@ def _find_scripts(
 
 
 def _unpack(builder: Obtained, here: Session, tools: Tools) -> tuple[LayerRecord, ...]:
-    with stage(tools.report, "unpack"):
-        return unpack_layers(
-            builder.image,
-            tools.store,
-            here.agent,
-            tools.report,
-            size_limit=tools.settings.layer_limit,
-        )
+    with stage(tools.report, "unpack"), blamed_on("PullBuilderImageFailed"):
+        limit = tools.settings.layer_limit
+        return unpack_layers(builder, tools.places, here.agent, size_limit=limit)
 
 
 def read_builder(spec: BuildSpec, builder: Obtained, report: Report) -> Contract:

@@ -16,7 +16,6 @@ from ocis2i.container import (
     runnable,
 )
 from ocis2i.errors import UsageError
-from ocis2i.events import Report
 from ocis2i.images import Obtained, Places
 from ocis2i.isolation.in_place import InPlace
 from ocis2i.limits import Limits
@@ -26,7 +25,6 @@ from ocis2i.s2i import merge_environment, read_contract
 from ocis2i.scripts import Download, resolve
 from ocis2i.session import session
 from ocis2i.settings import Settings
-from ocis2i.store import Store
 from ocis2i.unpack import unpack_layers
 
 
@@ -49,9 +47,8 @@ class LaunchSpec:
 def launch(
     image: Obtained,
     spec: LaunchSpec,
-    store: Store,
+    places: Places,
     settings: Settings,
-    report: Report,
     *,
     stdio: Stdio,
 ) -> RunResult:
@@ -62,10 +59,9 @@ def launch(
     runtime = image.image.config.runtime
     argv = command_line(runtime.entrypoint, runtime.cmd, spec)
     _refuse_in_place(spec.isolation)
-    with session(store, settings, report, isolation=spec.isolation) as here:
-        layers = unpack_layers(
-            image.image, store, here.agent, report, size_limit=settings.layer_limit
-        )
+    report = places.report
+    with session(places.store, settings, report, isolation=spec.isolation) as here:
+        layers = unpack_layers(image, places, here.agent, size_limit=settings.layer_limit)
         mounts = (*here.network_files(), *spec.mounts)
         rootfs = prepare(here.agent, here.directory, layers, mounts, kind=here.rootfs)
         identity = identify(spec.user or runtime.user, rootfs)
@@ -136,9 +132,7 @@ def show_usage(
             report=places.report,
             download=download,
         )
-        layers = unpack_layers(
-            builder.image, places.store, here.agent, places.report, size_limit=settings.layer_limit
-        )
+        layers = unpack_layers(builder, places, here.agent, size_limit=settings.layer_limit)
         mounts = here.network_files()
         rootfs = prepare(here.agent, here.directory, layers, mounts, kind=here.rootfs)
         identity = identify(runtime.user, rootfs)

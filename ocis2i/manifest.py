@@ -393,7 +393,7 @@ def choose_platform(index: Index, wanted: Platform) -> Descriptor:
     variants: Sequence[str | None] = _RUNS.get(wanted, (wanted.variant,))
     for variant in (*variants, wanted.variant):
         for entry in index.manifests:
-            if entry.platform and _same_platform(entry.platform, replace(wanted, variant=variant)):
+            if entry.platform and same_platform(entry.platform, replace(wanted, variant=variant)):
                 return entry
     if len(index.manifests) == 1 and index.manifests[0].platform is None:
         return index.manifests[0]
@@ -405,7 +405,8 @@ def choose_platform(index: Index, wanted: Platform) -> Descriptor:
     )
 
 
-def _same_platform(one: Platform, other: Platform) -> bool:
+def same_platform(one: Platform, other: Platform) -> bool:
+    """Whether two names mean one platform: some architectures have a variant unsaid."""
     return (one.os, one.architecture) == (other.os, other.architecture) and (
         one.variant or _MISSING_VARIANT.get(one.architecture)
     ) == (other.variant or _MISSING_VARIANT.get(other.architecture))

@@ -48,6 +48,7 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
             path.unlink()
         for path in (store.root / "locks").glob("*-*"):
             path.unlink()
+        store.whereabouts.forget_but(used)
         for path in layers:
             store.forget_layer(path)
         _remove([*dead, *layers, *leftovers], search_path)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import RuntimeConfig
+from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
 from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location
 from ocis2i.s2i import DESCRIPTION_LABEL, DISPLAY_NAME_LABEL, LABEL_NAMESPACE, redact_url
 from ocis2i.sources.paths import shown
@@ -36,7 +37,7 @@ _LOST_SECRET = re.compile(r"[?&][^=&#\s]*=redacted(?=[&#\s'\"]|\Z)")
 
 _ANEW = "build it anew: ocis2i build SOURCE BUILDER TAG"
 
-SourceKind = Literal["remote", "directory", "archive"]
+SourceKind = Literal["remote", "artifact", "directory", "archive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,10 @@ def plan_rebuild(name: str, config: RuntimeConfig) -> Rebuild:
     commit, branch = _commit(name, labels), labels.get(COMMIT_REF_LABEL, "")
     # Upstream takes `HEAD`, which a detached checkout calls itself, for the default branch.
     ref = commit or (branch if branch != "HEAD" else "") or None
+    if kind == "artifact":
+        ref = None  # the commit is only where its files came from
     cloned = bool(commit or branch) or kind == "remote"
+    elsewhere = kind in ("remote", "artifact")
     return Rebuild(
         builder=builder,
         source=location,
@@ -78,11 +82,15 @@ def plan_rebuild(name: str, config: RuntimeConfig) -> Rebuild:
         description=labels.get(DESCRIPTION_LABEL) or None,
         application_name=labels.get(DISPLAY_NAME_LABEL) or None,
         copy=kind == "directory" and not cloned,
-        is_local=kind != "remote",
+        is_local=not elsewhere,
         warnings=(
             *_warn_of_relative("builder", builder, is_path=_is_path_location(builder)),
-            *_warn_of_relative("source", location, is_path=kind != "remote"),
-            *_warn_of_change(location, commit, ref, cloned=cloned),
+            *_warn_of_relative("source", location, is_path=not elsewhere),
+            *(
+                ()
+                if kind == "artifact"  # its digest says what was in it
+                else _warn_of_change(location, commit, ref, cloned=cloned)
+            ),
         ),
     )
 
@@ -186,6 +194,8 @@ def _location(name: str, labels: Mapping[str, str]) -> str:
 
 
 def _kind(location: str) -> SourceKind:
+    if location.startswith(ARTIFACT_SCHEME):
+        return "artifact"
     if is_remote(location):
         return "remote"
     return "archive" if _ARCHIVE.search(location) else "directory"

@@ -9,7 +9,7 @@ import hashlib
 import ipaddress
 import platform as host
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ocis2i.errors import UsageError
@@ -26,6 +26,7 @@ _DOMAIN = re.compile(
     r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[a-fA-F0-9:]+\])(?::([0-9]+))?\Z"
 )
 _HEX64 = re.compile(r"[a-f0-9]{64}\Z")
+_PLATFORM_PART = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -94,11 +95,13 @@ class Platform:
     def parse(cls, text: str) -> Platform:
         """Reads `os/architecture[/variant]`; raises `UsageError`."""
         parts = text.split("/")
-        if len(parts) not in (2, 3) or not all(parts):
+        if len(parts) not in (2, 3) or not all(map(_PLATFORM_PART.match, parts)):
             raise UsageError(
                 f"invalid platform `{text}`", hint="write it as linux/amd64 or linux/arm/v7"
             )
-        return cls(parts[1], parts[0], parts[2] if len(parts) == 3 else None)
+        # The kernel's names of some processors are not Go's.
+        architecture, variant = _ARCHITECTURES.get(parts[1], (parts[1], None))
+        return cls(architecture, parts[0], parts[2] if len(parts) == 3 else variant)
 
     @classmethod
     def of_host(cls) -> Platform:
@@ -198,10 +201,14 @@ _TRANSPORTS: tuple[TransportName, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class RegistryLocation:
-    """`docker://NAME` or a bare name: the local store first, then the registry of that name."""
+    """`docker://NAME` or a bare name: the local store first, then the registry of that name.
+
+    `short` is the name as it was written, without tag and digest, when it says no registry.
+    """
 
     reference: Reference
     explicit: bool = False
+    short: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"docker://{self.reference}" if self.explicit else str(self.reference)
@@ -247,7 +254,23 @@ def parse_location(text: str) -> Location:
     for transport in _TRANSPORTS:
         if text.startswith(transport + ":"):
             return _path_location(text, transport, text[len(transport) + 1 :])
-    return RegistryLocation(Reference.parse(text))
+    return RegistryLocation(Reference.parse(text), short=short_name(text))
+
+
+def parse_registry_name(text: str) -> Reference:
+    """Reads a name in a registry, `docker://` before it or not. Raises `UsageError` for a path."""
+    location = parse_location(text)
+    if isinstance(location, RegistryLocation):
+        return location.reference
+    raise UsageError(
+        f"`{text}` is no name in a registry", hint="write it as registry.example.org/name:tag"
+    )
+
+
+def short_name(text: str) -> str | None:
+    """What is written in a reference of its name, where it says no registry."""
+    name, _ = _split_tag(text.partition("@")[0])
+    return None if _names_registry(name) else name
 
 
 def _path_location(text: str, transport: TransportName, rest: str) -> PathLocation:
@@ -315,16 +338,20 @@ def _split_tag(rest: str) -> tuple[str, str | None]:
 
 
 def _split_registry(name: str) -> tuple[str, str]:
-    first, slash, rest = name.partition("/")
-    is_domain = bool(slash) and (
-        "." in first or ":" in first or first == "localhost" or first != first.lower()
-    )
-    registry, repository = (first, rest) if is_domain else (DEFAULT_REGISTRY, name)
+    first, _, rest = name.partition("/")
+    registry, repository = (first, rest) if _names_registry(name) else (DEFAULT_REGISTRY, name)
     if registry in ("index.docker.io", "registry-1.docker.io"):
         registry = DEFAULT_REGISTRY
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"
     return registry, repository
+
+
+def _names_registry(name: str) -> bool:
+    first, slash, _ = name.partition("/")
+    return bool(slash) and (
+        "." in first or ":" in first or first == "localhost" or first != first.lower()
+    )
 
 
 def _check_registry(text: str, registry: str) -> None:

@@ -69,9 +69,9 @@ def _in_place(spec: BuildSpec) -> Iterator[tuple[str, str, str]]:
             "build the result, and copy from it by a Dockerfile or a build with a stronger "
             "--isolation",
         )
-    if spec.incremental:
+    if spec.incremental or spec.cache:
         yield (
-            "--incremental",
+            "--incremental" if spec.incremental else "--cache-from or --cache-to",
             "cannot run anything in the previous image",
             "leave it out; caches can be in a volume of the pod",
         )

@@ -73,6 +73,7 @@ class Recorder:
 _TAIL_LINES = 40
 
 _STAGES = {
+    "check-push": "checking that the result may be pushed",
     "fetch": "fetching the source",
     "pull": "getting the builder",
     "unpack": "unpacking its layers",

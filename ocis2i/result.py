@@ -11,7 +11,7 @@ from ocis2i.container import Site
 from ocis2i.errors import ImageError
 from ocis2i.events import stage
 from ocis2i.fs import explain
-from ocis2i.images import Blobs, Obtained
+from ocis2i.images import Blobs, Obtained, PassingBlobs
 from ocis2i.inputs import Inputs
 from ocis2i.manifest import (
     OCI_LAYER,
@@ -23,6 +23,7 @@ from ocis2i.manifest import (
     append_layer,
 )
 from ocis2i.outputs import Delivered, deliver
+from ocis2i.publish import Sendable, send
 from ocis2i.rebuild import IMAGE_LABEL
 from ocis2i.rootfs import Changes, Rootfs
 from ocis2i.s2i import (
@@ -36,7 +37,6 @@ from ocis2i.s2i import (
 from ocis2i.spec import BuildSpec
 from ocis2i.store import Store
 from ocis2i.tools import Tools
-from ocis2i.transfer import push_image
 
 
 def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, str]:
@@ -114,13 +114,14 @@ def store_result(spec: BuildSpec, inputs: Inputs, encoded: Encoded, store: Store
     """Puts the image into the store, with what another build of it needs to know."""
     # Not of all labels: assemble may have written another place there.
     own = generated_labels(inputs.tree.info, builder=inputs.builder.name)
-    store.put_image(
-        encoded,
-        str(spec.name) if spec.name else "",
-        inputs.base.origin,
-        built_from=own.get(SOURCE_LOCATION_LABEL, ""),
-        built_with=own[IMAGE_LABEL],
-    )
+    for name in [str(name) for name in spec.names] or [""]:
+        store.put_image(
+            encoded,
+            name,
+            inputs.base.origin,
+            built_from=own.get(SOURCE_LOCATION_LABEL, ""),
+            built_with=own[IMAGE_LABEL],
+        )
 
 
 def deliver_result(
@@ -134,14 +135,12 @@ def deliver_result(
             delivered.append(deliver(output, image, encoded, blobs, name=spec.name))
     if not spec.push or spec.name is None:
         return tuple(delivered), False
-    with stage(tools.report, "push", str(spec.name)):
-        push_image(
-            tools.places.registry,
-            spec.name,
+    with stage(tools.report, "push", ", ".join(map(str, spec.names))):
+        sendable = Sendable(
             encoded,
             [layer.descriptor for layer in image.layers],
-            blobs,
-            mount_from=(base.reference,) if base.reference else (),
-            jobs=tools.places.jobs,
+            PassingBlobs(tools.places, base.origin),
+            tuple(one for one in (base.reference, base.origin) if one),
         )
+        send(sendable, spec.names, tools.places)
     return tuple(delivered), True

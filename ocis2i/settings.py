@@ -13,6 +13,9 @@ from ocis2i.errors import UsageError
 RootfsKind: TypeAlias = Literal["overlay", "copy"]
 ROOTFS_KINDS = ("auto", *get_args(RootfsKind))
 
+# How a blob is sent to a registry: in one request, in several, or as the registry needs it.
+UploadMode: TypeAlias = Literal["auto", "monolithic", "chunked"]
+
 # The rungs of `ocis2i.isolation.ladder`, the strongest first.
 ISOLATIONS = ("auto", "runc", "crun", "builtin", "buildah", "chroot", "in-place")
 
@@ -36,6 +39,7 @@ class Settings:
     layer_limit: int = DEFAULT_LAYER_LIMIT
     rootfs: str = "auto"
     allow_weak: bool = False
+    keep_blobs: bool = False
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -43,7 +47,8 @@ class Settings:
         cls, environ: Mapping[str, str], *, root: str | None = None, rootfs: str | None = None
     ) -> Settings:
         """Reads `OCIS2I_ROOT`, `OCIS2I_LAYER_LIMIT`, `OCIS2I_ROOTFS`,
-        `OCIS2I_ALLOW_WEAK_ISOLATION`, `XDG_DATA_HOME`, `HOME` and `SOURCE_DATE_EPOCH`.
+        `OCIS2I_ALLOW_WEAK_ISOLATION`, `OCIS2I_KEEP_BLOBS`, `XDG_DATA_HOME`, `HOME` and
+        `SOURCE_DATE_EPOCH`.
 
         `root` and `rootfs` (flags) win over the environment. Raises `UsageError`.
         """
@@ -57,6 +62,7 @@ class Settings:
             DEFAULT_LAYER_LIMIT if limit is None else limit,
             _rootfs(rootfs, environ),
             _yes(environ, "OCIS2I_ALLOW_WEAK_ISOLATION"),
+            _yes(environ, "OCIS2I_KEEP_BLOBS"),
             dict(environ),
         )
 

@@ -14,6 +14,7 @@ from ocis2i.limits import Limits
 from ocis2i.mappings import PathPair
 from ocis2i.outputs import Output
 from ocis2i.reference import Location, Platform, Reference
+from ocis2i.remote_cache import CacheSpec
 from ocis2i.runner import BindMount, Hardening, Network
 from ocis2i.sources import Source
 from ocis2i.uids import UidRanges
@@ -53,8 +54,8 @@ class SecretSpec:
 class BuildSpec:
     """One build. `tag` is the result's name as typed, `name` the same as a reference.
 
-    `created` is the time of the image, `clamp_seconds` (since 1970) the latest time in it, `None`
-    when files keep their own.
+    It has `more_names` besides. `created` is the time of the image, `clamp_seconds` (since 1970)
+    the latest time in it, `None` when files keep their own.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class BuildSpec:
     created: datetime
     tag: str | None = None
     name: Reference | None = None
+    more_names: tuple[Reference, ...] = ()
     push: bool = False
     outputs: tuple[Output, ...] = ()
     platform: Platform | None = None
@@ -84,12 +86,19 @@ class BuildSpec:
     description: str | None = None
     application_name: str | None = None
     incremental: bool = False
+    cache: CacheSpec | None = None
     previous_pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     runtime: RuntimeSpec | None = None
     keep_entrypoint: bool = False
     prune_upload: bool = False
     save_upload: bool = False
+    keep_blobs: bool = False
     clamp_seconds: int | None = None
     compression: Compression = Compression.GZIP
     compression_level: int | None = None
     isolation: str | None = None
+
+    @property
+    def names(self) -> tuple[Reference, ...]:
+        """All names of the result."""
+        return (self.name, *self.more_names) if self.name else ()

@@ -4,8 +4,10 @@
     layers/   unpacked layers by diff_id; `fs` is the tree, `layer.json` says that it is complete
     squashed/ the same, unpacked with a single user id: `layer.json` has the owners
     builds/   one directory for each build, locked while it runs
+    seen/     which repositories have had a blob
     locks/    lock files
-    tmp/      what is being written; under the exclusive lock everything in it is left over
+    tmp/      what is being written, and the beginnings of broken downloads (`*.part`); under the
+              exclusive lock everything in it is left over
 
 Success of a write means that the content is there, not that this call put it there. Everyone who
 uses the store holds its lock shared, `prune` alone holds it exclusively.
@@ -22,12 +24,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from ocis2i.blobs import CHUNK, BlobSource, VerifiedReader, read_document
 from ocis2i.errors import ImageError, Ocis2iError, OutputError
-from ocis2i.fs import Lock, explain, locked, sync_directory, write_atomic
+from ocis2i.fs import Lock, explain, is_full, locked, sync_directory, write_atomic
 from ocis2i.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -44,6 +47,7 @@ from ocis2i.manifest import (
     parse_json,
 )
 from ocis2i.reference import Digest, Reference
+from ocis2i.whereabouts import Whereabouts
 
 REF_NAME = "org.opencontainers.image.ref.name"
 # Of an entry of the store's index: the repository that has layers which the store lacks.
@@ -92,6 +96,7 @@ class Store:
         self.root = root
         self._layout = root / "images"
         self._tmp = root / "tmp"
+        self.whereabouts = Whereabouts(root / "seen")
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -99,7 +104,10 @@ class Store:
         store = cls(root)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("images/blobs/sha256", "layers/sha256", "builds", "locks", "tmp"):
+            # A root that is there already may be open to others, and so may the umask.
+            for name in ("images", "layers", "builds", "seen", "locks", "tmp"):
+                (root / name).mkdir(mode=0o700, exist_ok=True)
+            for name in ("images/blobs/sha256", "layers/sha256"):
                 (root / name).mkdir(parents=True, exist_ok=True)
             with locked(root / "locks/index"):
                 store._set_up()
@@ -208,15 +216,48 @@ class Store:
         `fill` has to verify the digest (a `VerifiedReader`, `Registry.fetch_blob`); every later
         reading verifies it again.
         """
+        self._add(descriptor, fill, self.scratch_file)
+
+    def fetch_blob(self, descriptor: Descriptor, fill: Callable[[BinaryIO], None]) -> None:
+        """Like `add_blob`, and when `fill` breaks, what it wrote is in the file the next time.
+
+        It may be wrong: `fill` has to hash it, too (`Registry.fetch_blob` with `resume`).
+        """
+        self._add(descriptor, fill, partial(self._part_file, descriptor.digest))
+
+    def _add(
+        self,
+        descriptor: Descriptor,
+        fill: Callable[[BinaryIO], None],
+        new_file: Callable[[], contextlib.AbstractContextManager[BinaryIO]],
+    ) -> None:
         if self.has_blob(descriptor):
             return
         with locked(self.root / "locks" / f"blob-{descriptor.digest.hex[:32]}"):
             if self.has_blob(descriptor):
                 return
-            with self.scratch_file() as file:
+            with new_file() as file:
                 fill(file)
                 _check_size(file, descriptor)
                 self.adopt(file, descriptor.digest)
+
+    @contextmanager
+    def _part_file(self, digest: Digest) -> Iterator[BinaryIO]:
+        """What has come of a blob so far; stays when it is left by an error. Needs its lock."""
+        path = self._tmp / f"{digest.algorithm}-{digest.hex}.part"
+        try:
+            path.touch(mode=0o600)
+            with path.open("r+b") as file:
+                yield file
+        except OSError as error:
+            # On a full disk its space is worth more than its bytes.
+            if is_full(error):
+                path.unlink(missing_ok=True)
+            raise explain(error, "the store cannot be written") from error
+        except BaseException:
+            if not path.stat().st_size:
+                path.unlink()
+            raise
 
     def copy_blob(self, source: BlobSource, descriptor: Descriptor) -> None:
         """Copies a blob from another place, verified."""
@@ -248,11 +289,28 @@ class Store:
     def find(self, name: Reference | Digest) -> Manifest | Index | None:
         """The manifest or index that `name` (with tag or digest) or a digest alone stands for.
 
-        `None`: not there.
+        By its digest also an image of an index that is here. `None`: not there.
         """
+        for image in self.entries(name):
+            return self.manifest(image.descriptor)
+        return self._in_indexes(name)
+
+    def entries(self, name: Reference | Digest) -> tuple[StoredImage, ...]:
+        """The entries that a name stands for, or that have a digest."""
+        return tuple(image for image in self.images() if _matches(image, name))
+
+    def _in_indexes(self, name: Reference | Digest) -> Manifest | Index | None:
+        wanted = name if isinstance(name, Digest) else name.digest
+        if wanted is None:
+            return None
         for image in self.images():
-            if _matches(image, name):
-                return self.manifest(image.descriptor)
+            if image.descriptor.media_type not in INDEX_TYPES:
+                continue
+            if isinstance(name, Digest) or _without_tag(image.name) == name.name:
+                index = self.manifest(image.descriptor)
+                for child in index.manifests if isinstance(index, Index) else ():
+                    if child.digest == wanted and self.has_blob(child):
+                        return self.manifest(child)
         return None
 
     def origin(self, digest: Digest) -> Reference | None:
@@ -270,9 +328,21 @@ class Store:
 
     def _noted(self, digest: Digest, annotation: str) -> str | None:
         for image in self.images():
-            if image.descriptor.digest == digest and annotation in image.descriptor.annotations:
-                return image.descriptor.annotations[annotation]
+            annotations = image.descriptor.annotations
+            if annotation in annotations and self._has(image.descriptor, digest):
+                return annotations[annotation]
         return None
+
+    def _has(self, entry: Descriptor, digest: Digest) -> bool:
+        """Whether `digest` is that of an entry, or of a manifest below it."""
+        if entry.digest == digest:
+            return True
+        if entry.media_type not in INDEX_TYPES or not self.has_blob(entry):
+            return False
+        index = self.manifest(entry)
+        return isinstance(index, Index) and any(
+            self._has(child, digest) for child in index.manifests
+        )
 
     def manifest(self, descriptor: Descriptor) -> Manifest | Index:
         """Reads a manifest or index by its descriptor."""
@@ -454,6 +524,10 @@ class Store:
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+
+    def has_unpacked(self, diff_id: Digest) -> bool:
+        """Whether the layer is there unpacked, by whichever ids."""
+        return any(self.layer(diff_id, squashed=squashed) for squashed in (False, True))
 
     def layer_lock(self, diff_id: Digest) -> contextlib.AbstractContextManager[Lock]:
         """Held by whoever unpacks this layer."""

@@ -14,6 +14,8 @@ from ocis2i.blobs import BlobSource, VerifiedReader
 from ocis2i.manifest import DOCUMENT_LIMIT, Descriptor, Encoded, Index, Manifest
 from ocis2i.reference import Reference
 from ocis2i.registry import Registry
+from ocis2i.registry.downloads import twice
+from ocis2i.whereabouts import Whereabouts
 
 STOP_SECONDS = 2.0
 
@@ -55,11 +57,13 @@ def push_image(
     source: BlobSource,
     *,
     mount_from: Sequence[Reference] = (),
+    whereabouts: Whereabouts | None = None,
     jobs: int = 4,
 ) -> None:
-    """Pushes an image: what is missing of its blobs, `jobs` at a time, then config and manifest.
+    """Pushes an image: what is missing of its blobs, `jobs` at a time, then the manifest.
 
-    Nothing is sent, and no blob looked up, when the tag has this very manifest already. Layers
+    Nothing is sent, and no blob looked up, when the tag has this very manifest already. Layers are
+    mounted from `mount_from` and where they were seen, if that is on the same registry; those
     that may not be distributed stay where they are. Raises the first error of any blob; then, and
     when interrupted, the others are stopped.
     """
@@ -67,23 +71,22 @@ def push_image(
         registry.tell_exists((*layers, encoded.config_descriptor))
         return
     cancel = threading.Event()
-    wanted = {layer.digest: layer for layer in layers if not _is_foreign(layer)}
-    in_parallel(
-        [
-            partial(
-                registry.push_blob,
-                reference,
-                layer,
-                partial(source.open_blob, layer),
-                mount_from,
-                cancel=cancel,
-            )
-            for layer in wanted.values()
-        ],
-        jobs,
-        cancel,
-    )
-    registry.push_blob(reference, encoded.config_descriptor, lambda: io.BytesIO(encoded.config))
+    wanted = {layer.digest: layer for layer in layers if not is_foreign(layer)}
+
+    def send(layer: Descriptor) -> None:
+        seen = whereabouts.of(layer.digest) if whereabouts else ()
+        read = partial(source.open_blob, layer)
+        sources = (*mount_from, *seen)
+        # A source may be another registry, whose bytes are seen to be wrong only at their end.
+        twice(partial(registry.push_blob, reference, layer, read, sources, cancel=cancel))
+        if whereabouts:
+            whereabouts.note(layer.digest, reference)
+
+    def send_config() -> None:
+        read = partial(io.BytesIO, encoded.config)
+        registry.push_blob(reference, encoded.config_descriptor, read, cancel=cancel)
+
+    in_parallel([*(partial(send, layer) for layer in wanted.values()), send_config], jobs, cancel)
     registry.put_manifest(reference, encoded.manifest, encoded.descriptor.media_type)
 
 
@@ -130,9 +133,12 @@ def _work(waiting: _Waiting, ended: _Ended, cancel: threading.Event) -> None:
             action()
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             ended.put(error)
+            # First told, then stopped: it is this error that the caller raises.
+            cancel.set()
         else:
             ended.put(None)
 
 
-def _is_foreign(layer: Descriptor) -> bool:
+def is_foreign(layer: Descriptor) -> bool:
+    """Whether a layer may not be distributed: its registry does not have it."""
     return "nondistributable" in layer.media_type or "foreign" in layer.media_type

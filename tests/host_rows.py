@@ -146,7 +146,7 @@ CELLS = (
         "masked-proc",
         "parts of /proc hidden, as in a container",
         "/dev/null stands on some of its files",
-        by="runc",
+        by="builtin",
         said="parts of /proc are hidden here: containers see that of the host",
     ),
     Cell(

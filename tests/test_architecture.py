@@ -12,14 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
-errors reference manifest s2i mappings confidential settings events limits runner uids
-syscall_numbers seccomp syscalls fs proc net container_options allowed_hosts preferences
-forwarding relay proxy
+errors reference manifest indexes oci_artifacts s2i mappings confidential settings events limits
+runner uids credentials
+syscall_numbers seccomp syscalls fs proc container_config certificates net retries endpoints
+container_options allowed_hosts preferences forwarding relay proxy
 blobs leaks mirrors tar layers compression agent archives
-store auth registry transfer outputs images sources injections scripts download callback tools
-isolation volumes unpack rootfs artifacts session in_place
+policy whereabouts store auth registries credential_helpers keychain login registry blob_stream
+transfer referrers oras_client outputs images publish joins
+sources injections scripts download callback tools
+isolation volumes unpack rootfs artifacts remote_cache session in_place
 rebuild s2ifile scaffold spec refusals hidden container incremental extended inputs result
-build launch prune dockerfile export report documents doctor completion commands cli __main__
+build launch prune upload dockerfile export report documents doctor completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.
@@ -29,7 +32,8 @@ AGENT_MAY_IMPORT = {"agent", "syscalls", "tar", "layers"}
 ONLY_IN = {
     "subprocess": {"proc"},
     "ctypes": {"syscalls"},
-    "requests": {"net", "registry", "auth"},
+    "requests": {"net", "registry", "auth", "oras_client"},
+    "oras": {"oras_client"},
     "urllib3": {"net", "registry", "auth"},
     "zstandard": {"compression"},
     "typer": {"cli", "commands", "completion"},

@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ocis2i import syscalls
 from ocis2i.agent import (
@@ -54,6 +54,7 @@ class Agent:
 
     def __init__(self, parent: socket.socket, ids: str) -> None:
         self._parent = parent
+        self._ids = ids
         self._contained = ids != "none"
         self._placed = owners.Placed()
         self._copies: dict[str, copying.Copy] = {}
@@ -82,6 +83,14 @@ class Agent:
             return operation(self, request, fds)
         except OSError as error:
             raise explain(error, f"`{request['op']}` failed") from error
+
+    def fork(self, _: Request, fds: list[int]) -> Reply:
+        """Starts another agent, beside this one, that answers on the channel `fds[0]`."""
+        running.reap()  # those that are through
+        if os.fork() == 0:
+            self._parent.close()
+            _serve_beside(socket.socket(fileno=fds.pop(0)), self._ids)
+        return {}
 
     def unpack(self, request: Request, fds: list[int]) -> Reply:
         """Unpacks the tar in `fds[0]` into the new directory `into`."""
@@ -407,6 +416,7 @@ def _placed(done: placing.Placed) -> Reply:
 
 
 _OPERATIONS: dict[str, Callable[[Agent, Request, list[int]], Reply]] = {
+    "fork": Agent.fork,
     "unpack": Agent.unpack,
     "extract": Agent.extract,
     "prepare": Agent.prepare,
@@ -519,3 +529,14 @@ def _serve(parent: socket.socket, ids: str) -> None:
         return
     send(parent, {"ready": True, **found})
     Agent(parent, ids).serve()
+
+
+def _serve_beside(parent: socket.socket, ids: str) -> NoReturn:
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            Agent(parent, ids).serve()
+    except BaseException:  # noqa: BLE001 - nothing of it may come to the agent that was forked
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(0)

@@ -59,6 +59,26 @@ VERBS = {
     "push": Verb(
         "images", "push_image", "Send an image of the store to a registry, or write it to a path."
     ),
+    "login": Verb(
+        "login", "log_in", "Check a user's password at a registry and keep it where podman does."
+    ),
+    "logout": Verb("login", "log_out", "Forget the credentials of a registry."),
+    "upload": Verb(
+        "upload",
+        "upload_source",
+        "Put a source or a file into a registry, for `build oci-artifact://...`.",
+    ),
+    "attach": Verb(
+        "upload", "attach_file", "Attach a file, such as an SBOM, to an image in its registry."
+    ),
+    "referrers": Verb(
+        "upload", "list_referrers", "List what is attached to an image in its registry."
+    ),
+    "index": Verb(
+        "index",
+        "index_images",
+        "Join images of several platforms in an index: index create NAME IMAGE...",
+    ),
     "images": Verb("images", "list_images", "List the images of the store."),
     "inspect": Verb("images", "inspect_image", "Show what an image is, as JSON."),
     "rm": Verb(
@@ -237,9 +257,7 @@ def _flags(command: Any, words: list[str]) -> Iterator[str]:
 
 # --- what is not there ------------------------------------------------------------------------
 
-_NOT_YET_VERBS = frozenset(
-    "diff ps status logs wait cancel resume login logout upload explain lint".split()
-)
+_NOT_YET_VERBS = frozenset("diff ps status logs wait cancel resume explain lint".split())
 _NOT_YET_FLAGS = frozenset("--start --layers".split())
 
 

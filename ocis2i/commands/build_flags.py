@@ -9,11 +9,13 @@ import typer
 
 from ocis2i.commands.container_flags import ContainerFlags, LimitFlags
 from ocis2i.commands.flags import (
+    DigestFileFlags,
     DockerFlags,
     JsonFlags,
     PlatformFlags,
     PullFlags,
     TalkFlags,
+    TransferFlags,
     option,
 )
 from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
@@ -24,13 +26,43 @@ _POLICIES = "always, never or if-not-present."
 
 @dataclass(frozen=True, kw_only=True)
 class CommonBuildFlags(
-    LimitFlags, ContainerFlags, PullFlags, PlatformFlags, TalkFlags, JsonFlags, DockerFlags
+    LimitFlags,
+    ContainerFlags,
+    PullFlags,
+    TransferFlags,
+    PlatformFlags,
+    DigestFileFlags,
+    TalkFlags,
+    JsonFlags,
+    DockerFlags,
 ):
     """What `build` and `rebuild` have alike."""
 
     incremental: Annotated[
         bool, option("--incremental", help="Go on from what the last build of the tag saved.")
     ] = False
+    cache_from: Annotated[
+        str | None,
+        option(
+            "--cache-from",
+            metavar="REFERENCE",
+            help="Go on from what an earlier build saved there, in a registry.",
+        ),
+    ] = None
+    cache_to: Annotated[
+        str | None,
+        option(
+            "--cache-to",
+            metavar="REFERENCE",
+            help="Save there, in a registry, what save-artifacts of the result writes.",
+        ),
+    ] = None
+    cache_ttl: Annotated[
+        str,
+        option(
+            "--cache-ttl", metavar="TIME", help="How long it counts, as 90m or 48h. Default: 336h."
+        ),
+    ] = "336h"
     remove_previous: Annotated[
         bool, option("--rm", help="After an incremental build, delete the previous image.")
     ] = False
@@ -132,7 +164,19 @@ class CommonBuildFlags(
         str | None,
         option("--output-limit", metavar="SIZE", help="The most that a script may print, as 10m."),
     ] = None
-    push: Annotated[bool, option("--push", help="Push the result to its registry.")] = False
+    tags: Annotated[
+        list[str] | None,
+        option("--tag", "-t", metavar="NAME", help="A name of the result; repeatable."),
+    ] = None
+    push: Annotated[bool, option("--push", help="Push the result by all its names.")] = False
+    iidfile: Annotated[
+        str | None,
+        option(
+            "--iidfile",
+            metavar="FILE",
+            help="Write the image's ID, the digest of its config, there.",
+        ),
+    ] = None
     output: Annotated[
         list[str] | None,
         option(
@@ -150,6 +194,14 @@ class CommonBuildFlags(
     ] = False
     prune_upload: Annotated[
         bool, option("--prune-upload", help="Leave uploaded source and artifacts out of the image.")
+    ] = False
+    keep_blobs: Annotated[
+        bool,
+        option(
+            "--keep-blobs",
+            help="Keep the builder's layers as blobs too, as pull does. Default: "
+            "$OCIS2I_KEEP_BLOBS.",
+        ),
     ] = False
     ignore_onbuild: Annotated[
         bool,

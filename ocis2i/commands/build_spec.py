@@ -13,9 +13,11 @@ from ocis2i.compression import Compression, check_level
 from ocis2i.container_options import parse_add_host, parse_cap_drop, parse_network
 from ocis2i.errors import UsageError
 from ocis2i.images import PullPolicy
+from ocis2i.limits import parse_duration
 from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
-from ocis2i.reference import Platform, Reference, parse_location
+from ocis2i.reference import Reference, parse_location, parse_registry_name
+from ocis2i.remote_cache import CacheSpec
 from ocis2i.runner import Network
 from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file, user_flag
 from ocis2i.settings import LAST_SECOND, Settings
@@ -72,7 +74,12 @@ def _pairs(texts: list[str] | None, flag: str) -> tuple[PathPair, ...]:
 def common_spec(
     flags: CommonBuildFlags, here: Context, *, builder: str, tag: str | None
 ) -> BuildSpec:
-    """A spec of all but the source and what only `build` has flags for."""
+    """A spec of all but the source and what only `build` has flags for.
+
+    Of the result's names the first one counts, where only one can: `tag`, else the first `--tag`.
+    """
+    tags = [*([tag] if tag else []), *(flags.tags or ())]
+    names = tuple(dict.fromkeys(Reference.parse(text).with_default_tag() for text in tags))
     settings = here.tools.settings
     clamp = _seconds(flags.timestamp, settings)
     kind, level = _compression(flags.compression, flags.compression_level)
@@ -88,11 +95,12 @@ def common_spec(
         source=parse_source(".", cwd=here.tools.cwd, copy=True),
         builder=parse_location(builder),
         created=datetime.now(UTC) if clamp is None else datetime.fromtimestamp(clamp, UTC),
-        tag=tag,
-        name=Reference.parse(tag).with_default_tag() if tag else None,
+        tag=tags[0] if tags else None,
+        name=names[0] if names else None,
+        more_names=names[1:],
         push=flags.push,
         outputs=tuple(map(parse_output, flags.output or ())),
-        platform=Platform.parse(flags.platform) if flags.platform else None,
+        platform=flags.wanted_platform,
         pull_policy=PullPolicy.parse(flags.pull_policy),
         environment=_environment(flags, here),
         secrets=SecretSpec(
@@ -113,15 +121,35 @@ def common_spec(
         ignore_onbuild=flags.ignore_onbuild,
         via_entrypoint=flags.via_entrypoint,
         incremental=flags.incremental,
+        cache=_cache(flags),
         previous_pull_policy=PullPolicy.parse(flags.previous_policy),
         keep_entrypoint=flags.keep_entrypoint,
         prune_upload=flags.prune_upload,
         save_upload=flags.save_temp_dir,
+        keep_blobs=flags.keep_blobs or settings.keep_blobs,
         clamp_seconds=clamp,
         compression=kind,
         compression_level=level,
         isolation=flags.wanted_isolation,
     )
+
+
+def _cache(flags: CommonBuildFlags) -> CacheSpec | None:
+    if flags.cache_from is None and flags.cache_to is None:
+        if "cache_ttl" in flags.given:
+            raise UsageError(
+                "--cache-ttl has no meaning without --cache-to", hint="name the place to save to"
+            )
+        return None
+    target = parse_registry_name(flags.cache_to) if flags.cache_to is not None else None
+    if target and target.digest:
+        raise UsageError(
+            f"--cache-to `{target}` has a digest, which is not known yet",
+            hint="leave out the part from `@` on",
+        )
+    source = parse_registry_name(flags.cache_from) if flags.cache_from is not None else None
+    seconds = parse_duration(flags.cache_ttl, "--cache-ttl") or 0
+    return CacheSpec(datetime.now(UTC), source, target, seconds)
 
 
 def _wanted_hosts(flags: CommonBuildFlags, network: Network) -> list[str] | None:

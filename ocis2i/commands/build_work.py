@@ -8,14 +8,15 @@ from dataclasses import replace
 from ocis2i.build import BuildResult, build
 from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
 from ocis2i.commands.build_spec import build_spec
-from ocis2i.commands.context import Context, context
+from ocis2i.commands.context import Context, context, digest_file, result_file
 from ocis2i.commands.state import State, print_json
 from ocis2i.commands.web import web
 from ocis2i.documents import result_document
-from ocis2i.errors import Interrupted, Ocis2iError, ScriptError
+from ocis2i.errors import Interrupted, Ocis2iError, ScriptError, UsageError
 from ocis2i.events import ScriptOutput
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.isolation.agent import Ahead
+from ocis2i.outputs.files import ResultFile
 from ocis2i.prune import discard
 from ocis2i.reference import StoredLocation
 from ocis2i.runner import Stdio
@@ -76,6 +77,7 @@ def run_build(
     run: bool = False,
 ) -> None:
     """Builds, and says what came of it."""
+    files = _result_files(flags, here)
     with web(here) as servers:
         try:
             result = build(spec, replace(here.tools, download=servers.download), ahead)
@@ -93,6 +95,9 @@ def run_build(
             labels = result.image.config.runtime.labels
             messages = servers.call_back(flags.callback_url, success=True, labels=labels)
     digest = result.encoded.descriptor.digest
+    for file, value in zip(files, (digest, result.encoded.config_descriptor.digest), strict=True):
+        if file:
+            file.write(str(value))
     if flags.as_json:
         recorded = here.recorder
         print_json(result_document(result, spec, recorded.stages, messages, recorded.network))
@@ -103,6 +108,18 @@ def run_build(
         # The document is out: a second one, of how the image ended, would make it unreadable.
         State.as_json = False
         _run_result(result, spec, here)
+
+
+def _result_files(
+    flags: CommonBuildFlags, here: Context
+) -> tuple[ResultFile | None, ResultFile | None]:
+    """Where digest and image ID go; what cannot be written is said before the build."""
+    if flags.digest_file and not flags.push:
+        raise UsageError(
+            "--digest-file has no meaning without --push",
+            hint="add --push; --iidfile is for the image that was built",
+        )
+    return digest_file(flags, here), result_file(flags.iidfile, "--iidfile", here)
 
 
 def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
@@ -121,7 +138,7 @@ def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
             hardening=spec.hardening,
         )
         tools = here.tools
-        ran = launch(image, wishes, here.store, tools.settings, here.recorder, stdio=stdio)
+        ran = launch(image, wishes, tools.places, tools.settings, stdio=stdio)
     if ran.exit_code:
         raise ScriptError(
             f"the image ran and ended with exit code {ran.exit_code}",

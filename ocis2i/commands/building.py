@@ -57,6 +57,11 @@ def _check_conflicts(flags: BuildFlags) -> None:
         )
     if flags.runtime_image == "":
         raise UsageError("--runtime-image is empty", hint="name an image, or leave it out")
+    if flags.as_dockerfile is not None and (flags.cache_from or flags.cache_to):
+        raise UsageError(
+            "--cache-from and --cache-to have no meaning with --as-dockerfile",
+            hint="leave them out, or build directly",
+        )
     if flags.as_dockerfile == "":
         raise UsageError("--as-dockerfile is empty", hint="name the Dockerfile to write")
     if flags.callback_url:

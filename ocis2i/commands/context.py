@@ -6,16 +6,27 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ocis2i.auth import Keychain
-from ocis2i.commands.flags import RegistryFlags, RootfsFlags, StoreFlags, TalkFlags
+from ocis2i.commands.connection import open_registry
+from ocis2i.commands.flags import (
+    DEFAULT_JOBS,
+    DigestFileFlags,
+    RegistryFlags,
+    RootfsFlags,
+    StoreFlags,
+    TalkFlags,
+    TransferFlags,
+)
 from ocis2i.commands.state import ReaderGoneError, State
+from ocis2i.credentials import Given
 from ocis2i.errors import UsageError
 from ocis2i.images import Places
-from ocis2i.registry import Registry
+from ocis2i.outputs.files import ResultFile
+from ocis2i.policy import Policy
+from ocis2i.registries import Registries
 from ocis2i.report import Lines, Quiet, Recorder
 from ocis2i.settings import Settings
 from ocis2i.store import Store
@@ -28,7 +39,7 @@ class Context:
 
     tools: Tools
     recorder: Recorder
-    tls_verify: bool = True
+    registries: RegistryFlags = field(default_factory=RegistryFlags)
 
     @property
     def store(self) -> Store:
@@ -49,27 +60,45 @@ def context(flags: StoreFlags) -> Iterator[Context]:
     recorder = Recorder(show, lambda: datetime.now(UTC))
     State.recorder = recorder
     _warn_of_docker(flags, recorder)
-    authfile = Path(registries.authfile) if registries.authfile else None
-    keychain = Keychain(settings.environment, authfile=authfile)
+    # A verb that asks no registry does not mind how they are set up.
+    rules, policy = Registries(), Policy()
+    given: Given | None = {}
+    if isinstance(flags, RegistryFlags):
+        rules = Registries.load(settings.environment)
+        chosen = Path(flags.signature_policy) if flags.signature_policy else None
+        policy = Policy.load(settings.environment, path=chosen)
+        given = None
     store = Store.open(settings.store_root)
-    with Registry(
-        keychain,
-        environment=settings.environment,
-        tls_verify=registries.tls_verify,
-        report=recorder,
+    with open_registry(
+        registries, settings.environment, recorder, registries=rules, given=given
     ) as registry:
-        places = Places(store, registry, recorder)
+        jobs = flags.jobs if isinstance(flags, TransferFlags) else DEFAULT_JOBS
+        places = Places(store, registry, recorder, jobs, registries=rules, policy=policy)
         try:
             try:
                 # Python has none for a descriptor that the caller closed.
                 stdin = sys.stdin.buffer if sys.stdin else None
                 tools = Tools(settings, places, recorder, working_directory(), stdin=stdin)
-                yield Context(tools, recorder, registries.tls_verify)
+                yield Context(tools, recorder, registries)
             finally:
                 show.close()
             sys.stdout.flush()
         except BrokenPipeError as error:
             raise ReaderGoneError from error
+
+
+def digest_file(flags: DigestFileFlags, here: Context) -> ResultFile | None:
+    """Where the digest goes; raises `OutputError` when it cannot be written."""
+    return result_file(flags.digest_file, "--digest-file", here)
+
+
+def result_file(path: str | None, flag: str, here: Context) -> ResultFile | None:
+    """A file that a flag names, tried before the work begins."""
+    if path is None:
+        return None
+    if not path:
+        raise UsageError(f"{flag} is empty", hint="name a file, or leave it out")
+    return ResultFile(here.tools.cwd / path, flag)
 
 
 def _warn_of_docker(flags: StoreFlags, recorder: Recorder) -> None:

@@ -8,20 +8,18 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ocis2i import __version__
-from ocis2i.auth import Keychain
+from ocis2i.commands.connection import open_registry
 from ocis2i.commands.container_flags import known_isolation
-from ocis2i.commands.flags import JsonFlags, RegistryFlags, RootfsFlags, option
+from ocis2i.commands.flags import ConnectionFlags, JsonFlags, RootfsFlags, option
 from ocis2i.commands.state import State, print_json
 from ocis2i.doctor import Report, examine, registry_reference
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.ladder import Choice, Refused, Step, Wish
-from ocis2i.registry import Registry
 from ocis2i.report import Lines, printable
 from ocis2i.settings import Settings
 
@@ -42,7 +40,7 @@ _IDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorFlags(RootfsFlags, RegistryFlags, JsonFlags):
+class DoctorFlags(RootfsFlags, ConnectionFlags, JsonFlags):
     """`doctor`."""
 
     isolation: Annotated[
@@ -69,13 +67,8 @@ def examine_host(flags: DoctorFlags) -> None:
     wish = Wish(known_isolation(flags.isolation) or "auto", settings.rootfs, settings.allow_weak)
     for text in flags.registry or ():
         registry_reference(text)
-    authfile = Path(flags.authfile) if flags.authfile else None
-    with Registry(
-        Keychain(settings.environment, authfile=authfile),
-        environment=settings.environment,
-        tls_verify=flags.tls_verify,
-        report=Lines(sys.stderr, log_level=0),
-    ) as registry:
+    show = Lines(sys.stderr, log_level=0)
+    with open_registry(flags, settings.environment, show) as registry:
         report = examine(
             settings,
             wish,

@@ -9,13 +9,18 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, cast, get_args, get_type_hints
 
 import typer
 import typer.main
 
 from ocis2i.commands.signals import signals_raise
 from ocis2i.commands.words import Command
+from ocis2i.errors import UsageError
+from ocis2i.reference import Platform
+from ocis2i.settings import UploadMode
+
+DEFAULT_JOBS = 4
 
 Verb = Callable[..., None]
 
@@ -112,7 +117,7 @@ class JsonFlags(StoreFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegistryFlags(StoreFlags):
+class ConnectionFlags(StoreFlags):
     """How registries are spoken to."""
 
     authfile: Annotated[
@@ -131,6 +136,95 @@ class RegistryFlags(StoreFlags):
             help="Check certificates of registries; without, plain HTTP is allowed too.",
         ),
     ] = True
+    cert_dir: Annotated[
+        str | None,
+        option(
+            "--cert-dir",
+            metavar="DIR",
+            help="Certificates: *.crt to trust, *.cert with *.key to show. Default: certs.d.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryFlags(ConnectionFlags):
+    """Verbs that take images from registries."""
+
+    signature_policy: Annotated[
+        str | None,
+        option(
+            "--signature-policy",
+            metavar="FILE",
+            help="Which images may be taken. Default: policy.json of the user or the system.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CredentialFlags(RegistryFlags):
+    """Verbs that work with one image of one registry."""
+
+    creds: Annotated[
+        str | None,
+        option(
+            "--creds",
+            metavar="USER:PASSWORD",
+            help="For the registry of the image; everybody on this host can see it.",
+        ),
+    ] = None
+
+    @property
+    def named_image(self) -> str:
+        """The image whose registry they are for."""
+        return str(getattr(self, "destination", None) or getattr(self, "image", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeFlags(StoreFlags):
+    """Verbs that ask registries for small things."""
+
+    registry_timeout: Annotated[
+        str | None,
+        option(
+            "--registry-timeout",
+            metavar="TIME",
+            help="How long all work with registries may take, as 90s or 10m. Default: no end.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendFlags(TimeFlags):
+    """Verbs that send blobs to registries."""
+
+    upload: Annotated[
+        str,
+        option(
+            "--upload",
+            metavar="KIND",
+            help="How a layer is sent: monolithic, chunked, or auto: chunked where it must be.",
+        ),
+    ] = "auto"
+
+    @property
+    def upload_mode(self) -> UploadMode:
+        """How layers are sent; raises `UsageError`."""
+        for mode in get_args(UploadMode):
+            if mode == self.upload:
+                return cast(UploadMode, mode)
+        raise UsageError(
+            f"`--upload` is `{self.upload[:40]}`", hint="it must be auto, monolithic or chunked"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFlags(SendFlags):
+    """Verbs that move whole images."""
+
+    jobs: Annotated[
+        int,
+        option("--jobs", min=1, max=16, metavar="NUMBER", help="How many layers move at a time."),
+    ] = DEFAULT_JOBS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +234,29 @@ class PlatformFlags(StoreFlags):
     platform: Annotated[
         str | None,
         option(
-            "--platform", metavar="OS/ARCH", help="Which image of an index. Default: this host's."
+            "--platform",
+            metavar="OS/ARCH[/VARIANT]",
+            help="Which image of an index. Default: this host's.",
+        ),
+    ] = None
+
+    @property
+    def wanted_platform(self) -> Platform | None:
+        """The platform that was asked for; raises `UsageError`."""
+        return Platform.parse(self.platform) if self.platform else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigestFileFlags(StoreFlags):
+    """Verbs that push: where the digest of what was pushed is written."""
+
+    digest_file: Annotated[
+        str | None,
+        option(
+            "--digest-file",
+            "--digestfile",
+            metavar="FILE",
+            help="Write the digest of what was pushed there; a failure leaves no file.",
         ),
     ] = None
 

@@ -4,54 +4,93 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ocis2i.commands.context import context
-from ocis2i.commands.flags import JsonFlags, PlatformFlags, RegistryFlags, TalkFlags, option
+from ocis2i.commands.context import Context, context, digest_file
+from ocis2i.commands.flags import (
+    CredentialFlags,
+    DigestFileFlags,
+    JsonFlags,
+    PlatformFlags,
+    TalkFlags,
+    TransferFlags,
+    option,
+)
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION, image_row, inspect_document
 from ocis2i.errors import ImageError, UsageError
-from ocis2i.images import PullPolicy, from_store, inspect, obtain, push
+from ocis2i.images import (
+    Layers,
+    PullPolicy,
+    check_digest,
+    from_store,
+    inspect,
+    obtain,
+    pull_everything,
+    push,
+)
+from ocis2i.manifest import Index
 from ocis2i.outputs import Delivered
+from ocis2i.publish import send_all_tags, send_index
 from ocis2i.reference import (
     Digest,
     PathLocation,
-    Platform,
     Reference,
     RegistryLocation,
     StoredLocation,
     parse_location,
 )
 from ocis2i.report import human_size, table
+from ocis2i.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class PullImageFlags(RegistryFlags, PlatformFlags, TalkFlags, JsonFlags):
+class PullImageFlags(CredentialFlags, TransferFlags, PlatformFlags, TalkFlags, JsonFlags):
     """`pull`."""
 
     image: Annotated[str, typer.Argument(help="A name in a registry, or oci:, oci-archive:, ...")]
+    all_platforms: Annotated[
+        bool, option("--all-platforms", help="Fetch every image of an index.")
+    ] = False
 
 
 def pull_image(flags: PullImageFlags) -> None:
+    if flags.all_platforms and flags.platform:
+        raise UsageError(
+            "--all-platforms and --platform exclude each other", hint="leave one of them out"
+        )
     with context(flags) as here:
         location = parse_location(flags.image)
-        wanted = Platform.parse(flags.platform) if flags.platform else None
         if not isinstance(location, RegistryLocation):
             raise UsageError(
                 f"`{flags.image}` is not in a registry",
                 hint="builds read it from there; nothing has to be pulled",
             )
+        places = here.tools.places
         with here.store.in_use():
-            found = obtain(location, wanted, PullPolicy.ALWAYS, here.tools.places)
-        place = Delivered(location.reference.name, found.manifest.descriptor.digest)
-        _print_place(place, as_json=flags.as_json)
+            if flags.all_platforms:
+                name, digest = pull_everything(location, places)
+            else:
+                found = obtain(
+                    location,
+                    flags.wanted_platform,
+                    PullPolicy.ALWAYS,
+                    places,
+                    layers=Layers.BLOBS,
+                )
+                name = found.reference or location.reference
+                digest = found.manifest.descriptor.digest
+        _print_place(Delivered(name.name, digest), as_json=flags.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushImageFlags(RegistryFlags, TalkFlags, JsonFlags):
+class PushImageFlags(
+    CredentialFlags, TransferFlags, PlatformFlags, DigestFileFlags, TalkFlags, JsonFlags
+):
     """`push`."""
 
     image: Annotated[str, typer.Argument(help="An image of the store.")]
@@ -59,13 +98,73 @@ class PushImageFlags(RegistryFlags, TalkFlags, JsonFlags):
         str | None,
         typer.Argument(help="Another name, or oci:, oci-archive:, docker-archive:."),
     ] = None
+    all_tags: Annotated[
+        bool, option("--all-tags", help="Push all tags that the store has of a name.")
+    ] = False
+    platform: Annotated[
+        str | None,
+        option(
+            "--platform",
+            metavar="OS/ARCH[/VARIANT]",
+            help="One image of an index. Default: the index with its images.",
+        ),
+    ] = None
 
 
 def push_image(flags: PushImageFlags) -> None:
+    if flags.all_tags:
+        _push_all_tags(flags)
+        return
     with context(flags) as here, here.store.in_use():
-        found = from_store(_stored_name(flags.image), here.store)
-        target = parse_location(flags.destination or flags.image)
-        _print_place(push(found, target, here.tools.places), as_json=flags.as_json)
+        file = digest_file(flags, here)
+        place = _push(flags, here)
+        if file:
+            file.write(str(place.digest))
+        _print_place(place, as_json=flags.as_json)
+
+
+def _push(flags: PushImageFlags, here: Context) -> Delivered:
+    name = _stored_name(flags.image)
+    target = parse_location(flags.destination or flags.image)
+    places = here.tools.places
+    index = here.store.find(name)
+    # A file holds one image; to a registry goes what the name stands for.
+    if isinstance(index, Index) and isinstance(target, RegistryLocation) and not flags.platform:
+        reference = target.reference.with_default_tag()
+        check_digest(reference, index.descriptor.digest, flags.image)
+        send_index(index, [reference], places)
+        return Delivered(reference.name, index.descriptor.digest)
+    return push(from_store(name, here.store, flags.wanted_platform), target, places)
+
+
+def _push_all_tags(flags: PushImageFlags) -> None:
+    for flag, given in (("--platform", flags.platform), ("--digest-file", flags.digest_file)):
+        if given:
+            raise UsageError(
+                f"--all-tags and {flag} exclude each other",
+                hint="push the tags one by one, or leave it out",
+            )
+    if flags.destination:
+        raise UsageError(
+            f"--all-tags has no place for another name, and `{flags.destination}` is one",
+            hint="write: ocis2i push --all-tags NAME",
+        )
+    location = parse_location(flags.image)
+    if not isinstance(location, RegistryLocation):
+        raise UsageError(
+            f"`{flags.image}` is no name with tags", hint="write: ocis2i push --all-tags NAME"
+        )
+    with context(flags) as here, here.store.in_use():
+        pushed = send_all_tags(location.reference, here.tools.places)
+    if not flags.as_json:
+        for place in pushed:
+            print(f"{place.where}@{place.digest}")
+        return
+    rows = [
+        {"where": one.where, "digest": str(one.digest), "reference": f"{one.where}@{one.digest}"}
+        for one in pushed
+    ]
+    print_json({"version": VERSION, "state": "succeeded", "pushed": rows})
 
 
 def _print_place(place: Delivered, *, as_json: bool) -> None:
@@ -106,11 +205,12 @@ def list_images(flags: ListFlags) -> None:
         if flags.as_json:
             print_json({"version": VERSION, "images": rows})
             return
-        heads = ("NAME", "DIGEST", "CREATED", "SIZE")
+        heads = ("NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE")
         lines = [
             (
                 row["name"] or "<none>",
                 row["digest"] if not row["name"] else row["digest"][:19],
+                _platforms(row),
                 row["created"] or "",
                 human_size(row["size"]),
             )
@@ -119,8 +219,16 @@ def list_images(flags: ListFlags) -> None:
         print(table(lines, heads))
 
 
+def _platforms(row: Mapping[str, Any]) -> str:
+    """Of an index the platforms whose images are here, and how many it has."""
+    if row["index"] is None:
+        return row["platform"] or ""
+    platforms = [one["platform"] for one in row["index"] if one["in_store"] and one["platform"]]
+    return f"{','.join(platforms)} ({len(platforms)} of {len(row['index'])})".strip()
+
+
 @dataclass(frozen=True, kw_only=True)
-class InspectFlags(RegistryFlags, PlatformFlags, JsonFlags):
+class InspectFlags(CredentialFlags, PlatformFlags, JsonFlags):
     """`inspect`."""
 
     image: Annotated[
@@ -132,14 +240,20 @@ class InspectFlags(RegistryFlags, PlatformFlags, JsonFlags):
 
 def inspect_image(flags: InspectFlags) -> None:
     with context(flags) as here, here.store.in_use():
-        wanted = Platform.parse(flags.platform) if flags.platform else None
-        manifest, raw_config, name = inspect(parse_location(flags.image), wanted, here.tools.places)
-        if flags.raw:
-            sys.stdout.write(manifest.raw.decode(errors="replace"))
+        wanted = flags.wanted_platform
+        seen = inspect(parse_location(flags.image), wanted, here.tools.places)
+        shown = seen.manifest if wanted else seen.index or seen.manifest
+        if flags.raw and shown:
+            sys.stdout.write(shown.raw.decode(errors="replace"))
         elif flags.config:
-            print_json(json.loads(raw_config))
+            if seen.manifest is None:
+                raise ImageError(
+                    f"`{seen.name}` is an index, and has no image for this host here",
+                    hint="choose one with --platform",
+                )
+            print_json(json.loads(seen.config))
         else:
-            print_json(inspect_document(name, manifest, raw_config))
+            print_json(inspect_document(seen, here.store))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +267,22 @@ def remove_images(flags: RemoveFlags) -> None:
     with context(flags) as here, here.store.in_use():
         names = [_stored_name(image) for image in flags.images]
         for name in names:  # all or none
-            if here.store.find(name) is None:
-                raise ImageError(
-                    f"image `{name}` is not in the store",
-                    hint="`ocis2i images` lists what is there",
-                )
+            if not here.store.entries(name):
+                raise _no_entry(name, here.store)
         for name in names:
             here.store.remove(name)
             if not flags.as_json:
                 print(name)
         if flags.as_json:
             print_json({"version": VERSION, "removed": [str(name) for name in names]})
+
+
+def _no_entry(name: Reference | Digest, store: Store) -> ImageError:
+    if store.find(name) is not None:
+        return ImageError(
+            f"`{name}` is an image of an index, and has no name of its own",
+            hint="take out the index, which `ocis2i images` lists",
+        )
+    return ImageError(
+        f"image `{name}` is not in the store", hint="`ocis2i images` lists what is there"
+    )

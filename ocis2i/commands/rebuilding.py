@@ -10,7 +10,7 @@ from ocis2i.commands.build_spec import common_spec
 from ocis2i.commands.build_work import run_build
 from ocis2i.commands.context import Context, context
 from ocis2i.errors import UsageError
-from ocis2i.images import PullPolicy, obtain
+from ocis2i.images import Layers, PullPolicy, obtain
 from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
 from ocis2i.reference import Location, RegistryLocation, parse_location
 from ocis2i.sources import parse_source
@@ -23,12 +23,11 @@ def rebuild_image(flags: RebuildFlags) -> None:
     with context(flags) as here:
         location = parse_location(flags.image)
         PullPolicy.parse(flags.runtime_policy)
-        tag = flags.tag or _tag_of(location, flags.image)
+        tag = flags.tag or (None if flags.tags else _tag_of(location, flags.image))
         spec = common_spec(flags, here, builder=flags.image, tag=tag)
         with here.store.in_use():
-            found = obtain(
-                location, spec.platform, spec.pull_policy, here.tools.places, layers=False
-            )
+            places, policy = here.tools.places, spec.pull_policy
+            found = obtain(location, spec.platform, policy, places, layers=Layers.ELSEWHERE)
         plan = plan_rebuild(flags.image, found.image.config.runtime)
         digest = found.manifest.descriptor.digest
         refuse_local_places(

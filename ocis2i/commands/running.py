@@ -9,7 +9,7 @@ import typer
 
 from ocis2i.commands.container_flags import ContainerFlags, LimitFlags
 from ocis2i.commands.context import context
-from ocis2i.commands.flags import PullFlags, option
+from ocis2i.commands.flags import CredentialFlags, PlatformFlags, PullFlags, option
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import LaunchSpec, launch
 from ocis2i.reference import parse_location
@@ -19,7 +19,7 @@ from ocis2i.volumes import parse_volume
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags(LimitFlags, ContainerFlags, PullFlags):
+class RunFlags(LimitFlags, ContainerFlags, PullFlags, CredentialFlags, PlatformFlags):
     """`run`."""
 
     image: Annotated[str, typer.Argument(help="An image of the store, or oci:, oci-archive:, ...")]
@@ -59,6 +59,7 @@ def run_image(flags: RunFlags) -> None:
         tools = here.tools
         with here.store.in_use():
             policy = PullPolicy.parse(flags.pull_policy)
-            found = obtain(parse_location(flags.image), None, policy, tools.places)
-            result = launch(found, spec, here.store, tools.settings, here.recorder, stdio=Stdio())
+            location = parse_location(flags.image)
+            found = obtain(location, flags.wanted_platform, policy, tools.places)
+            result = launch(found, spec, tools.places, tools.settings, stdio=Stdio())
     raise typer.Exit(result.exit_code)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ocis2i.callback import notify
+from ocis2i.commands.connection import tls_settings
 from ocis2i.commands.context import Context
 from ocis2i.download import ScriptDownloads
 from ocis2i.events import Report
@@ -30,7 +31,9 @@ class Web:
 @contextmanager
 def web(here: Context) -> Iterator[Web]:
     """A way to the servers, closed at the end."""
-    http = Http(here.tools.settings.environment, tls_verify=here.tls_verify)
+    environment = here.tools.settings.environment
+    tls = tls_settings(here.registries, environment)
+    http = Http(environment, tls_verify=here.registries.tls_verify, tls=tls)
     try:
         yield Web(http, here.recorder, ScriptDownloads(http, here.recorder))
     finally:

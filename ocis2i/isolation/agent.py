@@ -66,11 +66,10 @@ class ForbiddenError(IsolationError):
     """The kernel, or a security module, says no to this program; it may not to another."""
 
 
-class Agent:
-    """A running agent. Requests are answered one at a time; not for several threads."""
+class Answering:
+    """Who answers requests, one at a time; not for several threads. An agent, or one beside it."""
 
-    def __init__(self, process: Process, channel: socket.socket, ground: Ground) -> None:
-        self._process = process
+    def __init__(self, channel: socket.socket, ground: Ground) -> None:
         self._channel = channel
         self._serial = 0
         self.ground = ground
@@ -107,6 +106,30 @@ class Agent:
         """Sends a request and waits for its reply."""
         self.post(operation, *fds, **fields)
         return self.reply()
+
+    def _died(self) -> IsolationError:
+        return IsolationError("a process of the build agent ended unexpectedly")
+
+
+class Agent(Answering):
+    """A running agent."""
+
+    def __init__(self, process: Process, channel: socket.socket, ground: Ground) -> None:
+        super().__init__(channel, ground)
+        self._process = process
+
+    @contextmanager
+    def helpers(self, number: int) -> Iterator[list[Answering]]:
+        """More processes like the agent, for as many threads: each does what the agent can."""
+        with contextlib.ExitStack() as stack:
+            found = []
+            for _ in range(number):
+                ours, theirs = _channel()
+                stack.enter_context(ours)
+                with theirs:
+                    self.request("fork", theirs.fileno())
+                found.append(Answering(ours, self.ground))
+            yield found
 
     def kill(self) -> None:
         """Ends the agent and, with its pid namespace, everything it started."""
@@ -311,9 +334,7 @@ class _Starting:
             except NoIdsError as error:
                 # What the kernel says to a namespace comes first.
                 self._no_ids = error
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self._channel, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self._channel, theirs = _channel()
         # In its buffer before anybody reads: it is all that an agent has to know.
         send(self._channel, {"ids": ids, "mappers": commands})
         self._process = _spawn(theirs, search_path, through)
@@ -368,6 +389,13 @@ def _spawn(theirs: socket.socket, search_path: str | None, through: str | None) 
         return spawn(argv, environment=environment, pass_fds=(passed,), quiet=bool(through))
     finally:
         os.close(passed)
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return ours, theirs
 
 
 def _cannot_map(answer: Reply) -> NoIdsError:

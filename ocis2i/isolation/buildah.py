@@ -21,6 +21,7 @@ from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import check_one_id
 from ocis2i.isolation.oci_runtime import runtime_config
 from ocis2i.isolation.programs import (
+    OUTER_PROC,
     PROBE_SECONDS,
     PROGRAM_PATH,
     hybrid_view,
@@ -71,6 +72,8 @@ class Buildah:
     def _try(self) -> Availability:
         if self._program is None:
             return Availability(usable=False, reason="`buildah` is not installed")
+        if not self._agent.ground.fresh_proc:
+            return Availability(usable=False, reason=OUTER_PROC)
         payload = smallest_program(os.uname().machine)
         if payload is None:
             return Availability(usable=True, reason=f"{self._program}, not tried")

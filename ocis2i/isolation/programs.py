@@ -29,6 +29,10 @@ _NOT_EXECUTABLE = re.compile(
     r"permission denied|not permitted|format error|is a directory", re.IGNORECASE
 )
 
+# runc reads /proc/PID/fd of its container, crun /proc/PID/stat: outside the number is another's,
+# and it depends on what runs there whether that fails.
+OUTER_PROC = "it looks for its container in /proc, and here that is the one outside"
+
 
 class OciProgram:
     """A `Runner` by an OCI runtime: mature code for the part that security hangs on."""
@@ -57,6 +61,8 @@ class OciProgram:
     def _try(self) -> Availability:
         if self.program is None:
             return Availability(usable=False, reason=f"`{self.name}` is not installed")
+        if not self._agent.ground.fresh_proc:
+            return Availability(usable=False, reason=OUTER_PROC)
         payload = smallest_program(os.uname().machine)
         if payload is None:
             return Availability(usable=True, reason=f"{self.program}, not tried")

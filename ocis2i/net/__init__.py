@@ -1,4 +1,4 @@
-"""HTTP as a registry client needs it: single exchanges with limits, TLS, proxies and retries.
+"""HTTP as a registry client needs it: single exchanges with limits, TLS and proxies.
 
 Other servers are spoken to in the same way, see `Request.registry`.
 
@@ -8,25 +8,32 @@ The first exchange loads what makes connections (`connections`), and much with i
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
-import random
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from ocis2i import __version__
+from ocis2i.certificates import TlsSettings
 from ocis2i.errors import RegistryError
 from ocis2i.reference import is_loopback
 
 if TYPE_CHECKING:
+    import ssl
+
     import requests
 
     from ocis2i.net.connections import Adapter
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
+# In the middle of a body, in either direction, silence is a sign that nothing will come any more.
+STALL_SECONDS = 30.0
 # Object stores behind a registry commit late: the answer to the last PUT may take minutes.
 FINAL_SECONDS = 300.0
 SLOW_COMMIT_BYTES_PER_SECOND = 10 << 20
@@ -36,10 +43,11 @@ REDIRECT_LIMIT = 10
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 522})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-# unreachable: no connection came about; broken: it ended too early; tls: no TLS on the other side
-FailureKind = Literal["unreachable", "certificate", "tls", "broken", "redirect", "status", "other"]
-Sleep = Callable[[float], object]
-T = TypeVar("T")
+# unreachable: no connection came about; broken: it ended too early; tls: no TLS on the other side;
+# alert: TLS that does not like ours
+FailureKind = Literal[
+    "unreachable", "certificate", "alert", "tls", "broken", "redirect", "status", "other"
+]
 
 
 class RequestError(RegistryError):
@@ -72,94 +80,11 @@ class RequestError(RegistryError):
         return passing and not self.given_up
 
 
-class CancelledError(RegistryError):
-    """A transfer that was asked to stop because another one failed or the user interrupted."""
-
-
-# --- retries ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and when to try again; all times in seconds.
-
-    A host that cannot be reached at all is given up sooner, a typing error is likelier there.
-    """
-
-    tries: int = 5
-    tries_unreachable: int = 3
-    first_pause: float = 0.3
-    factor: float = 3.0
-    longest_pause: float = 8.0
-    longest_retry_after: float = 60.0
-
-    def pause_seconds(self, failures: int, error: RequestError, jitter: float) -> float | None:
-        """The pause after the `failures`-th failure in a row; `None` means give up.
-
-        `jitter` in 0..1 takes up to a half off. A server's `Retry-After` is honoured up to
-        `longest_retry_after` (the cap of containers/image).
-        """
-        tries = self.tries_unreachable if error.kind == "unreachable" else self.tries
-        if not error.retryable or failures >= tries:
-            return None
-        if error.retry_after_seconds is not None:
-            return min(error.retry_after_seconds, self.longest_retry_after)
-        pause = min(self.first_pause * self.factor ** (failures - 1), self.longest_pause)
-        return pause * (1 - jitter / 2)
-
-
-class Retries:
-    """A `RetryPolicy` with the means to wait."""
-
-    def __init__(
-        self,
-        sleep: Sleep,
-        *,
-        policy: RetryPolicy | None = None,
-        jitter: Callable[[], float] | None = None,
-    ) -> None:
-        self._sleep = sleep
-        self._policy = policy or RetryPolicy()
-        self._jitter = jitter or random.SystemRandom().random
-
-    def call(self, action: Callable[[], T], cancel: threading.Event | None = None) -> T:
-        """The value of `action()`, tried by the policy; raises its last error."""
-        failures = 0
-        while True:
-            check_cancelled(cancel)
-            try:
-                return action()
-            except RequestError as error:
-                failures += 1
-                self.wait(failures, error, cancel)
-
-    def wait(
-        self, failures: int, error: RequestError, cancel: threading.Event | None = None
-    ) -> None:
-        """Waits before the next try, or raises `error` when there must be none."""
-        pause = self._policy.pause_seconds(failures, error, self._jitter())
-        if pause is None:
-            error.given_up = True
-            raise error
-        # A pause of up to a minute must not hold up the user's interrupt.
-        while cancel is not None and pause > 0.25 and not cancel.is_set():
-            self._sleep(0.25)
-            pause -= 0.25
-        if cancel is None or not cancel.is_set():
-            self._sleep(pause)
-
-
-def check_cancelled(cancel: threading.Event | None) -> None:
-    """Raises `CancelledError` once `cancel` is set."""
-    if cancel is not None and cancel.is_set():
-        raise CancelledError("the transfer was cancelled")
-
-
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """`Retry-After` in seconds (RFC 9110, 10.2.3): a number, or a date read against `Date`."""
     text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
+    if (seconds := header_number(text)) is not None:
+        return float(seconds)
     from email.utils import parsedate_to_datetime  # noqa: PLC0415 - loads much, needed rarely
 
     try:
@@ -168,6 +93,12 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (then - now).total_seconds())
     except (TypeError, ValueError):
         return None
+
+
+def header_number(text: str) -> int | None:
+    """The number that a header gives; `None` for what is none, or too long to count anything."""
+    # `isdigit` alone takes `²`, and `int` refuses thousands of digits: both come from strangers.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 # --- addresses --------------------------------------------------------------------------------
@@ -228,21 +159,24 @@ def split_credentials(url: str) -> tuple[str, str | None]:
 
 def is_private_address(host: str) -> bool:
     """Whether `host` is an IP literal that only means something on this network."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return not address.is_global
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_global
+    # The resolver takes `127.1`, `0x7f000001` and `2130706433` for addresses, too.
+    with contextlib.suppress(OSError):
+        return not ipaddress.ip_address(socket.inet_aton(host)).is_global
+    return False
 
 
 def check_foreign_address(url: str, own: str, what: str) -> None:
     """Refuses to be sent to the inside of this network by a registry (go-containerregistry's rule).
 
     `url` is where the registry at `own` sends us. Raises `RegistryError` when it is on another
-    host and port and a private or link-local address, such as a cloud's metadata service.
+    host and port and a private or link-local address, such as a cloud's metadata service; or this
+    machine, unless the registry is here, too.
     """
     _, host, port = origin(url)
-    if (host, port) != origin(own)[1:] and is_private_address(host):
+    here = is_loopback(host) and not is_loopback(urlsplit(own).netloc)
+    if (host, port) != origin(own)[1:] and (here or is_private_address(host)):
         raise RegistryError(
             f"{what} of {redacted(own)} points at the private address `{host}:{port}`",
             hint="the registry is set up wrongly, or somebody wants to reach into your network",
@@ -281,10 +215,16 @@ def _is_excepted(host: str, port: int, entry: str) -> bool:
             return False
         entry = name
     entry = entry.strip("[]").removeprefix("*").removeprefix(".")
-    return bool(entry) and (host == entry or host.endswith(f".{entry}"))
+    # Of an address no end is a domain: `1.2.3` is not above 10.1.2.3.
+    is_name = ":" not in host and not host.replace(".", "").isdigit()
+    return bool(entry) and (host == entry or (is_name and host.endswith(f".{entry}")))
 
 
 # --- exchanges --------------------------------------------------------------------------------
+
+
+# The TLS settings for a host (with its port, if not 443), verifying its certificate or not.
+TlsContexts: TypeAlias = Callable[[str, bool], "ssl.SSLContext"]
 
 
 class Body(Protocol):
@@ -292,13 +232,14 @@ class Body(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[bytes]: ...
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request. `authorization` goes to the origin of `url` only, never to another.
 
+    To an `insecure` server, and where it sends on to, no TLS is needed, and any certificate does.
     `registry` is false for any other server: from plain http it may send on to plain http, from
     https never, and no error speaks of a registry.
     """
@@ -311,6 +252,7 @@ class Request:
     read_seconds: float = READ_SECONDS
     follow_redirects: bool = True
     registry: bool = True
+    insecure: bool = False
 
     def __str__(self) -> str:
         return f"{self.method} {redacted(self.url)}"
@@ -319,10 +261,21 @@ class Request:
 class Http:
     """Sends requests and follows redirects; safe to use from several threads."""
 
-    def __init__(self, environment: Mapping[str, str], *, tls_verify: bool = True) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        tls_verify: bool = True,
+        tls: TlsContexts | None = None,
+        stall_seconds: float = STALL_SECONDS,
+        longest_wait: Callable[[float], float] = lambda seconds: seconds,
+    ) -> None:
         self._environment = environment
         self._tls_verify = tls_verify
-        self._adapters: dict[str, Adapter] = {}
+        self._tls = tls or TlsSettings(environment)
+        self._longest_wait = longest_wait
+        self._patience = partial(longest_wait, stall_seconds)
+        self._adapters: dict[tuple[str, bool], Adapter] = {}
         self._lock = threading.Lock()
 
     def exchange(self, request: Request) -> requests.Response:
@@ -342,9 +295,9 @@ class Http:
             request = self._redirected(request, response.status_code, location)
         raise RequestError(f"{first} was redirected {REDIRECT_LIMIT} times", kind="redirect")
 
-    def plain_http_allowed(self, host: str) -> bool:
+    def plain_http_allowed(self, host: str, insecure: bool = False) -> bool:  # noqa: FBT001, FBT002
         """Whether `host` (port or not) may be spoken to without TLS."""
-        return not self._tls_verify or is_loopback(host)
+        return insecure or not self._tls_verify or is_loopback(host)
 
     def close(self) -> None:
         """Closes the connections that are kept for later."""
@@ -365,6 +318,8 @@ class Http:
             raise RequestError(
                 f"{request} was redirected to plain http at `{redacted(target)}`", kind="redirect"
             )
+        if request.registry:
+            _check_redirect(request, target)
         same = origin(target) == origin(request.url)
         return replace(request, url=target, authorization=request.authorization if same else None)
 
@@ -373,7 +328,7 @@ class Http:
         if scheme == "https":
             return True
         if request.registry:
-            return self.plain_http_allowed(urlsplit(target).netloc)
+            return self.plain_http_allowed(urlsplit(target).netloc, request.insecure)
         return origin(request.url)[0] == "http"
 
     def _send(self, request: Request) -> requests.Response:
@@ -389,27 +344,38 @@ class Http:
             headers["Authorization"] = request.authorization
         scheme, _, _ = origin(request.url)
         proxy = proxy_for(request.url, self._environment)
+        verify = self._tls_verify and not request.insecure
         try:
-            return self._adapter(urlsplit(request.url).netloc).exchange(
+            return self._adapter(urlsplit(request.url).netloc, verify=verify).exchange(
                 request.method,
                 request.url,
                 headers,
                 request.body,
-                read_seconds=request.read_seconds,
+                connect_seconds=self._longest_wait(CONNECT_SECONDS),
+                read_seconds=self._longest_wait(request.read_seconds),
                 proxies={scheme: proxy} if proxy else {},
             )
         except FAILURES as error:
             raise _failure(request, error, proxy) from error
 
-    def _adapter(self, host: str) -> Adapter:
-        from ocis2i.net.connections import Adapter, tls_context  # noqa: PLC0415 - likewise
+    def _adapter(self, host: str, *, verify: bool) -> Adapter:
+        from ocis2i.net.connections import Adapter  # noqa: PLC0415 - likewise
 
-        host = host.rpartition("@")[2]
+        key = (host.rpartition("@")[2], verify)
         with self._lock:
-            if host not in self._adapters:
-                context = tls_context(host, self._environment, verify=self._tls_verify)
-                self._adapters[host] = Adapter(context)
-            return self._adapters[host]
+            if key not in self._adapters:
+                self._adapters[key] = Adapter(self._tls(*key), self._patience)
+            return self._adapters[key]
+
+
+def _check_redirect(request: Request, target: str) -> None:
+    """Refuses to be led by a registry to write into this network, or to read from this machine.
+
+    To read elsewhere in this network may be right: a registry there has its storage there.
+    """
+    to_here = is_loopback(urlsplit(target).netloc) and not is_loopback(urlsplit(request.url).netloc)
+    if to_here or request.method not in ("GET", "HEAD"):
+        check_foreign_address(target, request.url, "a redirect")
 
 
 def read_blocks(response: requests.Response) -> Iterator[bytes]:
@@ -427,14 +393,30 @@ def read_blocks(response: requests.Response) -> Iterator[bytes]:
         raise _failure(request, error, None) from error
 
 
-def read_body(response: requests.Response, limit: int) -> bytes:
+def read_start(response: requests.Response, limit: int) -> bytes:
+    """At most `limit` bytes of the body, and the end of the exchange: for what an error says."""
+    parts = bytearray()
+    with response, contextlib.suppress(RequestError):
+        for block in read_blocks(response):
+            parts += block
+            if len(parts) >= limit:
+                break
+    return bytes(parts[:limit])
+
+
+def read_body(
+    response: requests.Response, limit: int, check: Callable[[], object] = lambda: None
+) -> bytes:
     """The whole body and the end of the exchange.
 
     Raises `RequestError` for more than `limit` bytes, so that no server can fill the memory.
+    `check` is called for each block, and may raise: a server that sends byte after byte never
+    falls silent.
     """
     with response:
         parts = bytearray()
         for block in read_blocks(response):
+            check()
             parts += block
             if len(parts) > limit:
                 raise RequestError(
@@ -449,6 +431,7 @@ _HINTS: Mapping[FailureKind, str] = {
     "unreachable": "check the name, the port, the network and the proxy settings",
     "certificate": "name its CA in SSL_CERT_FILE, or turn TLS verification off if you trust the "
     "network",
+    "alert": "it may want a client certificate: put one into certs.d, or name --cert-dir",
     "tls": "a registry without TLS needs TLS verification turned off",
 }
 
@@ -460,7 +443,7 @@ def _failure(request: Request, error: BaseException, proxy: str | None) -> Reque
     through = f" through the proxy `{redacted(proxy)}`" if proxy else ""
     host = urlsplit(request.url).netloc.rpartition("@")[2]
     hint = _HINTS.get(kind)
-    if kind in ("unreachable", "certificate", "tls"):
+    if kind in ("unreachable", "certificate", "alert", "tls"):
         peer = "registry" if request.registry else "server"
         message = f"cannot reach {peer} `{host}`{through}: {reason}"
     else:

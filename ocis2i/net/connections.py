@@ -1,4 +1,4 @@
-"""Connections to web servers: TLS, the adapters of `requests` that hold them, why one failed.
+"""Connections to web servers: the adapters of `requests` that hold them, and why one failed.
 
 Requests are prepared and handed to `requests` adapters directly. A `requests.Session` would read
 the process environment and `~/.netrc`, keep cookies, follow redirects with credentials of others
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import requests
@@ -19,99 +18,66 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from ocis2i.errors import RegistryError
-from ocis2i.net import CONNECT_SECONDS, READ_SECONDS, Body, FailureKind
+from ocis2i.net import Body, FailureKind
 
-POOL_SIZE = 8
+POOL_SIZE = 16
 
 # A malformed address, of a proxy too, is often a plain ValueError.
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
 READ_FAILURES = (urllib3.exceptions.HTTPError, OSError)
 
 
-def tls_context(host: str, environment: Mapping[str, str], *, verify: bool) -> ssl.SSLContext:
-    """The TLS settings for `host` (with its port, if not 443).
-
-    Trusted are the system's roots, those of `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` and
-    `CURL_CA_BUNDLE`, and those in `certs.d/HOST/*.crt` (containers-certs.d(5)), where `*.cert` and
-    `*.key` may hold a client certificate. Raises `RegistryError` naming a file that is no good.
-    """
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if environment.get(name):
-            _load(context, Path(environment[name]), f"`{name}`")
-    for directory in _certificate_directories(host, environment):
-        for path in sorted(directory.glob("*.crt")):
-            _load(context, path, "certs.d")
-        for path in sorted(directory.glob("*.cert")):
-            _load(context, path, "certs.d", key=path.with_suffix(".key"))
-    return context
-
-
-def _load(context: ssl.SSLContext, path: Path, what: str, key: Path | None = None) -> None:
-    try:
-        if key:
-            context.load_cert_chain(path, key)
-        elif path.is_dir():
-            context.load_verify_locations(capath=path)
-        else:
-            context.load_verify_locations(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        named = f"`{path}`" + (f" with its key `{key}`" if key else "")
-        reason = getattr(error, "strerror", None) or "no certificate in it"
-        raise RegistryError(
-            f"{what} names the certificate file {named}, which cannot be used: {reason}"
-        ) from error
-
-
-def _certificate_directories(host: str, environment: Mapping[str, str]) -> list[Path]:
-    places = [Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d")]
-    if home := environment.get("HOME"):
-        config = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
-        places.insert(0, Path(config) / "containers/certs.d")
-    return [place / host for place in places if (place / host).is_dir()]
-
-
 # --- adapters ---------------------------------------------------------------------------------
 
 
-class _PatientConnection(HTTPConnection):
+class _Stalling:
+    """A connection that breaks when a body, sent or received, does not move for some time."""
+
+    patience: Callable[[], float]
+    sock: Any
+
+    # urllib3 keeps the time-out for connecting on the socket until the body is sent, and sets it
+    # again on a connection that is used again.
+
     def connect(self) -> None:
-        super().connect()
-        _be_patient(self)
+        super().connect()  # type: ignore[misc]
+        self._be_patient()
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+        self._be_patient()
+        super().putrequest(*args, **kwargs)  # type: ignore[misc]
+
+    def _be_patient(self) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(self.patience())
+
+    def getresponse(self) -> Any:
+        # Held here: the connection lets go of it when the answer is its last.
+        sock = self.sock
+        response = super().getresponse()  # type: ignore[misc]
+        if sock is not None:
+            sock.settimeout(self.patience())
+        return response
 
 
-class _PatientTlsConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _be_patient(self)
-
-
-def _be_patient(connection: HTTPConnection) -> None:
-    # urllib3 keeps the time-out for connecting on the socket until the body is sent, so that a
-    # registry that stops reading for a few seconds would break an upload.
-    if connection.sock is not None:
-        connection.sock.settimeout(READ_SECONDS)
-
-
-class _PatientPool(HTTPConnectionPool):
-    ConnectionCls = _PatientConnection
-
-
-class _PatientTlsPool(HTTPSConnectionPool):
-    ConnectionCls = _PatientTlsConnection
+def _pools(patience: Callable[[], float]) -> dict[str, type[HTTPConnectionPool]]:
+    """The kinds of connection pools, by scheme; urllib3 takes only classes for this."""
+    given = {"patience": staticmethod(patience)}
+    plain = type("PlainConnection", (_Stalling, HTTPConnection), given)
+    tls = type("TlsConnection", (_Stalling, HTTPSConnection), given)
+    return {
+        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+    }
 
 
 class Adapter(HTTPAdapter):
     """An adapter with a TLS context of its own; `requests` would add certifi's roots to it."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext, patience: Callable[[], float]) -> None:
         self._context = context
+        self._pools = _pools(patience)
         super().__init__(pool_maxsize=POOL_SIZE)
-
         if context.verify_mode == ssl.CERT_NONE:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
@@ -122,21 +88,22 @@ class Adapter(HTTPAdapter):
         headers: Mapping[str, str],
         body: bytes | Body,
         *,
+        connect_seconds: float,
         read_seconds: float,
         proxies: dict[str, str],
     ) -> requests.Response:
         """The answer, its body not yet read. Raises `FAILURES`."""
         prepared = requests.Request(method, url, headers, data=body or None).prepare()
-        times = (CONNECT_SECONDS, read_seconds)
+        times = (connect_seconds, read_seconds)
         return self.send(prepared, stream=True, timeout=times, proxies=proxies)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = self._pools
         return manager
 
     def build_connection_pool_key_attributes(
@@ -147,9 +114,6 @@ class Adapter(HTTPAdapter):
 
     def cert_verify(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing: the context says what is trusted."""
-
-
-_POOLS = {"http": _PatientPool, "https": _PatientTlsPool}
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -172,6 +136,10 @@ _RULES: tuple[tuple[tuple[type[BaseException], ...], FailureKind, str], ...] = (
 def kind_and_reason(error: BaseException) -> tuple[FailureKind, str]:
     """What `error` means for a request, and in words without secrets."""
     causes = list(_causes(error))
+    for cause in causes:
+        # An alert is TLS itself: the other side speaks it, and does not like ours.
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (alert := str(cause.reason)):
+            return "alert", f"it refuses our side of TLS ({alert.lower().replace('_', ' ')})"
     for types, kind, reason in _RULES:
         for cause in causes:
             if isinstance(cause, types):

@@ -103,6 +103,60 @@ def whole_archive(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
+class ResultFile:
+    """A small file that says what came of a command: after a failure it says nothing.
+
+    It appears whole, but where only its content may be changed: a pipe, or a file that something
+    else has mounted (as /dev/termination-log).
+    """
+
+    def __init__(self, path: Path, flag: str) -> None:
+        """Tries whether the file can be written, and takes away what an earlier command wrote.
+
+        Raises `OutputError`, which names the `flag`.
+        """
+        self._path = path
+        self._flag = flag
+        with self._blamed():
+            self._target = _followed(path)
+            if self._target.is_dir():
+                raise OutputError(
+                    f"cannot write `{path}`: it is a directory", hint="name a file in it"
+                )
+            self._replaced = self._try()
+
+    def _try(self) -> bool:
+        """Whether the file can be replaced; there is nothing in it afterwards."""
+        target = self._target
+        if target.exists() and not target.is_file():
+            return False
+        try:
+            with whole_file(target) as file:
+                file.write(b"")
+            target.unlink()
+        except OSError:
+            if not target.is_file():
+                raise
+            with target.open("wb"):
+                return False
+        return True
+
+    def write(self, text: str) -> None:
+        """Makes the file; raises `OutputError`."""
+        with self._blamed():
+            opened = whole_file(self._target) if self._replaced else self._target.open("wb")
+            with opened as file:
+                file.write(text.encode())
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            with writing_to(self._path):
+                yield
+        except OutputError as error:
+            raise OutputError(f"{self._flag}: {error.message}", hint=error.hint) from error
+
+
 def _followed(path: Path) -> Path:
     circle = OutputError(f"cannot write `{path}`: its links lead in a circle")
     try:

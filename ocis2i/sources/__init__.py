@@ -17,11 +17,16 @@ from typing import BinaryIO
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.images import Places
+from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
+from ocis2i.reference import Reference, RegistryLocation, short_name
 from ocis2i.s2i import SourceInfo as SourceInfo
 from ocis2i.s2i import redact_url
 from ocis2i.settings import Settings
 from ocis2i.sources.archive import ArchiveSource as ArchiveSource
 from ocis2i.sources.archive import check_archive, fetch_archive
+from ocis2i.sources.artifact import ArtifactSource as ArtifactSource
+from ocis2i.sources.artifact import fetch_artifact
 from ocis2i.sources.git import TRANSPORTS, check_ref, fetch_repository, find_git
 from ocis2i.sources.git import GitSource as GitSource
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
@@ -30,7 +35,7 @@ from ocis2i.sources.local import DirSource as DirSource
 from ocis2i.sources.local import Fetched, fetch_directory
 from ocis2i.sources.paths import shown
 
-Source = GitSource | DirSource | ArchiveSource
+Source = GitSource | DirSource | ArchiveSource | ArtifactSource
 
 _SCHEME = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*):(.*)\Z", re.DOTALL)
 _LARGEST_DEPTH = (1 << 31) - 1  # git's own, where it means everything
@@ -73,16 +78,17 @@ def fetch(
     settings: Settings,
     report: Report,
     stdin: BinaryIO | None = None,
+    places: Places | None = None,
 ) -> SourceTree:
     """Puts `source` into the existing empty directory `into`.
 
     A clone or an unpacked archive is made beside `into` first. The S2I scripts of the source are
     there whatever `.s2iignore` and `--exclude` say; `scripts.resolve` takes them away. `stdin` is
-    what the source `-` is read from. Raises `SourceError`, and `PolicyError` for an archive over
-    the limits.
+    what the source `-` is read from, `places` where an artifact is had from. Raises `SourceError`,
+    `PolicyError` for an archive over the limits, and `RegistryError`.
     """
     try:
-        fetched = _fetch(source, into, settings, report, stdin)
+        fetched = _fetch(source, into, settings=settings, report=report, stdin=stdin, places=places)
     except OSError as error:
         if is_full(error):
             raise
@@ -91,9 +97,17 @@ def fetch(
 
 
 def _fetch(
-    source: Source, into: Path, settings: Settings, report: Report, stdin: BinaryIO | None
+    source: Source,
+    into: Path,
+    *,
+    settings: Settings,
+    report: Report,
+    stdin: BinaryIO | None,
+    places: Places | None,
 ) -> Fetched:
     match source:
+        case ArtifactSource():
+            return fetch_artifact(source, into, places=places, settings=settings, report=report)
         case ArchiveSource():
             return fetch_archive(source, into, stdin=stdin, settings=settings, report=report)
         case DirSource():
@@ -144,6 +158,8 @@ def parse_source(
 ) -> Source:
     """Decides what `text` is: a git URL, `host:path` as scp writes it, a local path, or `-`.
 
+    Or an artifact in a registry, `oci-artifact://REFERENCE`.
+
     A directory with `.git` in it, or a bare repository, is cloned unless `copy` is set; any other
     is copied. A file is an archive, and `-` one on standard input. `ref` wins over `#ref`. A
     relative path starts at `cwd`. `depth` is how many commits a clone brings, all when None; what
@@ -166,6 +182,8 @@ def parse_source(
         return _archive(None, text, options)
     if not text:
         raise SourceError("the source is an empty text", hint="`.` is the current directory")
+    if text.startswith(ARTIFACT_SCHEME):
+        return _parse_artifact(text, options)
     scheme = _SCHEME.match(text)
     if scheme and not _exists(cwd / text):
         return _parse_url(text, scheme[1].lower(), scheme[2], cwd, options)
@@ -175,6 +193,23 @@ def parse_source(
     if "#" in text and not _exists(cwd / text):
         return _parse_path(cwd / before, before, _with_fragment(options, fragment))
     return _parse_path(cwd / text, text, options)
+
+
+def _parse_artifact(text: str, options: _Options) -> ArtifactSource:
+    if options.ref is not None:
+        raise SourceError(
+            f"ref `{shown(options.ref)}` was asked for, but the source is an artifact",
+            hint="leave out the ref; `:TAG` or `@DIGEST` says which artifact",
+        )
+    name = text.removeprefix(ARTIFACT_SCHEME)
+    try:
+        location = RegistryLocation(Reference.parse(name), short=short_name(name))
+    except UsageError as error:
+        raise SourceError(
+            f"the source `{shown(text)}` names no artifact: {error.message}",
+            hint=f"write {ARTIFACT_SCHEME}REGISTRY/NAME:TAG or …@sha256:DIGEST",
+        ) from error
+    return ArtifactSource(location, options.context_dir, options.exclude, options.keep_symlinks)
 
 
 def _parse_url(text: str, scheme: str, rest: str, cwd: Path, options: _Options) -> Source:
@@ -328,5 +363,6 @@ def _refused_transport(text: str, name: str) -> SourceError:
 def _neither(text: str) -> SourceError:
     return SourceError(
         f"the source `{shown(redact_url(text))}` is neither a directory nor a git URL",
-        hint="a path must exist; a URL looks like https://host/project.git or git@host:project.git",
+        hint="a path must exist; a URL looks like https://host/project.git, git@host:project.git "
+        f"or {ARTIFACT_SCHEME}registry/name",
     )

@@ -34,7 +34,8 @@ ACCEPTED = "a tar archive, plain or compressed by gzip, bzip2, xz or zstd, or a 
 
 Format = Literal["tar", "gzip", "zstd", "bzip2", "xz", "zip"]
 
-_COMMIT_RECORD = re.compile(rb"(?:52|76) comment=([0-9a-f]{64}|[0-9a-f]{40})\n")
+COMMIT_ID = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+_COMMIT_RECORD = re.compile(rb"(?:52|76) comment=(%s)\n" % COMMIT_ID.pattern.encode())
 _INPUT = 1 << 17
 # xz -9 needs 65 MiB to unpack; a header can ask for 4 GiB.
 _XZ_MEMORY = 128 << 20
@@ -163,6 +164,16 @@ def _unpack(
         if not unpacker.entries:
             raise SourceError(f"{where} is an empty archive")
         return _Unpacked(unpacker.directories, commit_id)
+
+
+def add_archive(file: BinaryIO, unpacker: Unpacker, where: str, limit_bytes: int) -> None:
+    """Adds what is in a tar archive, compressed or not; raises as `fetch_archive`."""
+    with _explained(where):
+        stream = _Stream(file.read, None, where)
+        kind = recognise(head := stream.peek(tar.BLOCK))
+        if kind is None or kind == "zip":
+            raise _no_archive(where, head)
+        _unpack_tar(_plain(kind, stream, where, limit_bytes), unpacker, where)
 
 
 def _no_archive(what: str, head: bytes) -> SourceError:

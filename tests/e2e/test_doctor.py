@@ -228,6 +228,15 @@ def test_a_masked_proc_is_found(ocis2i: Program) -> None:
     assert facility(document, "own /proc")["state"] == "no"
     assert document["choice"]["own_proc"] is False
     assert document["choice"]["label"].endswith(", nested")
+    assert document["choice"]["isolation"] == "builtin"
+    assert rungs(document) == {
+        "runc": False,
+        "crun": False,
+        "builtin": True,
+        "buildah": False,
+        "chroot": False,
+        "in-place": False,
+    }
     assert "start ocis2i where /proc is whole" in [one["change"] for one in document["changes"]]
 
 
@@ -343,7 +352,7 @@ def test_credentials_are_tried(ocis2i: Program, tmp_path: Path, scheme: Any) -> 
 
         good, bad = ask("secret-password"), ask("wrong-password")
     assert (good["state"], bad["state"]) == ("yes", "no")
-    assert "lets us in with credentials" in good["said"]
+    assert f"lets us in with credentials from `{authfile}`" in good["said"]
     assert bad["said"]
 
 

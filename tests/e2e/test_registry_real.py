@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ocis2i.auth import Credentials, Keychain
 from ocis2i.blobs import VerifiedReader
+from ocis2i.credentials import Credentials
 from ocis2i.errors import RegistryError
 from ocis2i.events import Event, Transfer
+from ocis2i.keychain import Keychain
 from ocis2i.manifest import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
@@ -193,3 +195,78 @@ def test_skopeo_sees_the_same_image(server: RegistryUnderTest, tmp_path: Path) -
     assert seen["Digest"] == str(encoded.descriptor.digest)
     assert seen["Layers"] == [str(layer.digest) for layer in layers]
     assert seen["Labels"] == {"made-by": "a test"}
+
+
+def test_chunks_are_taken_by_the_real_one(
+    server: RegistryUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocis2i.registry.uploads.CHUNK_BYTES", 2 << 20)
+    encoded, layers = image()
+    reference = Reference.parse(f"{server.host}/chunked:1")
+    with Registry(Keychain({}), environment={}, upload="chunked") as registry:
+        push_image(registry, reference, encoded, layers, Memory())
+        for layer in layers:
+            into = io.BytesIO()
+            registry.fetch_blob(reference, layer, into)
+            assert into.getvalue() == LAYERS[layer.digest]
+
+
+def test_rest_of_a_layer_is_had_from_the_real_one(server: RegistryUnderTest) -> None:
+    encoded, layers = image()
+    reference = Reference.parse(f"{server.host}/resumed:1")
+    with Registry(Keychain({}), environment={}) as registry:
+        push_image(registry, reference, encoded, layers, Memory())
+        data = LAYERS[layers[0].digest]
+        into = io.BytesIO(data[:1_000_000])
+        registry.fetch_blob(reference, layers[0], into, resume=True)
+        assert into.getvalue() == data
+
+
+# Run in a process of its own: what the tests have in memory does not count.
+MOVER = """\
+import re, sys, tempfile
+from functools import partial
+from ocis2i.blobs import VerifiedReader
+from ocis2i.keychain import Keychain
+from ocis2i.manifest import Descriptor
+from ocis2i.reference import Digest, Reference
+from ocis2i.registry import Registry
+from ocis2i.transfer import in_parallel
+import threading
+host, mode, *blobs = sys.argv[1:]
+reference = Reference.parse(f"{host}/big:1")
+wanted = [(Descriptor("", Digest.parse(f"sha256:{name.rpartition('/')[2]}"), SIZE), name)
+          for name in blobs]
+with Registry(Keychain({}), environment={}, upload=mode) as registry:
+    for verb in ("push", "pull"):
+        def move(blob, name):
+            if verb == "push":
+                registry.push_blob(reference, blob, lambda: open(name, "rb", buffering=0))
+            else:
+                with tempfile.TemporaryFile() as file:
+                    registry.fetch_blob(reference, blob, file)
+        in_parallel([partial(move, blob, name) for blob, name in wanted], 4, threading.Event())
+# Of this program alone; getrusage(2) would count what it was before exec, too.
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "chunked"])
+def test_memory_does_not_grow_with_the_layers(
+    server: RegistryUnderTest, tmp_path: Path, mode: str
+) -> None:
+    size = 32 << 20
+    names = []
+    for number in range(4):
+        data = bytes([number]) * size
+        path = tmp_path / Digest.of(data).hex
+        path.write_bytes(data)
+        names.append(str(path))
+    script = MOVER.replace("SIZE", str(size))
+    done = subprocess.run(
+        [sys.executable, "-c", script, server.host, mode, *names],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) < 64 << 10  # in KiB

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ocis2i.auth import Keychain
 from ocis2i.errors import ImageError, Ocis2iError, PolicyError
 from ocis2i.images import Places, PullPolicy, obtain
+from ocis2i.keychain import Keychain
 from ocis2i.reference import parse_location
 from ocis2i.registry import Registry
 from ocis2i.store import LayerRecord, Store
@@ -306,12 +306,15 @@ HOSTILE: dict[str, tuple[Callable[[str], Layer], int, str]] = {
 
 
 def assert_nothing_published(done: Done, store: Path, layers: int) -> None:
-    """After a failure: one error, and of the bad layer nothing is left."""
+    """After a failure: one error, and of the bad layer nothing is left.
+
+    The others may have been stopped.
+    """
     assert [line[:7] for line in done.err.splitlines()].count("error: ") == 1, done.err
     assert "Traceback" not in done.err
     assert "layer `sha256:" in done.err
     assert list((store / "tmp").iterdir()) == []
-    assert len(list((store / "layers/sha256").iterdir())) == layers
+    assert len(list((store / "layers/sha256").iterdir())) <= layers
 
 
 def look_around(root: Path) -> dict[str, tuple[int, int, str]]:
@@ -340,7 +343,7 @@ def unpack_image(sandbox: Sandbox, here: Path, limit: int = 1 << 40) -> list[Lay
         places = Places(store, registry, lambda _: None)
         location = parse_location(f"oci:{here}/image:image")
         found = obtain(location, None, PullPolicy.IF_NOT_PRESENT, places)
-        records = unpack_layers(found.image, store, sandbox.agent, lambda _: None, size_limit=limit)
+        records = unpack_layers(found, places, sandbox.agent, size_limit=limit)
     return list(records)
 
 
@@ -366,7 +369,8 @@ def test_hostile_archive_changes_nothing_outside(sandbox: Sandbox, case: str) ->
             assert (caught.value.exit_code, text in caught.value.message) == (code, True)
             assert caught.value.message.startswith("layer `sha256:")
             assert list((here / "store/tmp").iterdir()) == []
-            assert len(list((here / "store/layers/sha256").iterdir())) == 1
+            # The other one may have been stopped.
+            assert len(list((here / "store/layers/sha256").iterdir())) <= 1
         assert look_around(here) == before
 
 

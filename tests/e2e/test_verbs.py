@@ -73,7 +73,7 @@ def manifest_of(store: Program, name: str = FULL_NAME) -> bytes:
 def test_images_as_a_table(built: Program) -> None:
     done = built.ok("images")
     heads, *rows = done.out.splitlines()
-    assert heads.split() == ["NAME", "DIGEST", "CREATED", "SIZE"]
+    assert heads.split() == ["NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE"]
     assert rows[0].split()[0] == FULL_NAME
     assert Digest.of(manifest_of(built)).hex[:12] in rows[0]
     assert done.err == ""
@@ -89,7 +89,7 @@ def test_images_as_json(built: Program) -> None:
 
 
 def test_images_of_an_empty_store(ocis2i: Program) -> None:
-    assert ocis2i.ok("images").out.split() == ["NAME", "DIGEST", "CREATED", "SIZE"]
+    assert ocis2i.ok("images").out.split() == ["NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE"]
     assert ocis2i.ok("images", "--json").document["images"] == []
 
 

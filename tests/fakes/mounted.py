@@ -18,6 +18,7 @@ from ocis2i import syscalls
 KINDS = {
     "tmpfs": ("tmpfs", 0, ""),
     "small": ("tmpfs", 0, "size=12m"),
+    "tiny": ("tmpfs", 0, "size=2m"),
     "noexec": ("tmpfs", syscalls.MS_NOEXEC, ""),
     "ramfs": ("ramfs", 0, ""),
     "overlay": ("overlay", 0, "userxattr,lowerdir={0}.lower,upperdir={0}.upper,workdir={0}.work"),

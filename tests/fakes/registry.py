@@ -5,7 +5,6 @@ It keeps a log of every request, which is what tests look at.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -14,7 +13,6 @@ import socket
 import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -25,8 +23,10 @@ from urllib.parse import parse_qs, urlsplit
 from ocis2i.manifest import Descriptor
 from ocis2i.reference import Digest, Reference
 from tests.fakes.server import LoopbackServer, Served
+from tests.fakes.token_server import Gate
 
 BLOB_TYPE = "application/octet-stream"
+SILENT_SECONDS = 60
 _PATH = re.compile(r"/v2/(?P<repo>.+)/(?P<kind>blobs/uploads|blobs|manifests)/(?P<rest>.*)\Z")
 
 
@@ -48,7 +48,8 @@ class Fault:
 
     `reset_after` bytes of the request's body the connection is reset; `truncate` cuts the answer
     after so many bytes; `corrupt` turns over the answer's first byte; `drop` does as asked, but
-    closes the connection instead of answering.
+    closes the connection instead of answering. A `silent` one does not end the connection after
+    `reset_after` or `truncate`, it just says nothing more.
     """
 
     method: str
@@ -61,21 +62,14 @@ class Fault:
     truncate: int | None = None
     corrupt: bool = False
     drop: bool = False
+    silent: bool = False
 
 
-@dataclass
-class Token:
-    """An issued token: what it is good for, until when and how often (-1: always)."""
-
-    scopes: frozenset[str]
-    expires_at: float
-    uses: int
-
-
-class FakeRegistry(Served):
+class FakeRegistry(Gate, Served):
     """A registry on `host` while its `with` block lasts; all data and knobs are open attributes.
 
-    It speaks http, or https with `certificate`, a PEM file that holds the key, too.
+    It speaks http, or https with `certificate`, a PEM file that holds the key, too. With
+    `clients` it speaks only to those who show a certificate that this file vouches for.
     """
 
     def __init__(
@@ -84,31 +78,42 @@ class FakeRegistry(Served):
         *,
         users: Mapping[str, str] | None = None,
         certificate: Path | None = None,
+        clients: Path | None = None,
     ) -> None:
-        self.auth = auth
-        self.users = dict(users or {})
-        self.identity_tokens: set[str] = set()
-        self.refuse_oauth_status = 0
-        self.token_uses = -1
-        self.token_seconds = 300
-        self.realm: str | None = None
-        self.grant: Callable[[str], bool] = lambda scope: True
+        Gate.__init__(self, auth, users)
         self.allow_mount = True
         self.rewrite_location: Callable[[str], str] = lambda location: location
         self.blobs: dict[str, dict[str, bytes]] = {}
         self.manifests: dict[str, dict[str, tuple[str, bytes]]] = {}
         self.uploads: set[str] = set()
-        self.tokens: dict[str, Token] = {}
+        self.chunks: dict[str, bytes] = {}
+        self.body_limit: int | None = None
+        self.least_chunk: int | None = None
+        self.patch_status = 202
         self.faults: list[Fault] = []
         self.log: list[Logged] = []
         self.lock = threading.Lock()
-        super().__init__(_Server(self))
+        self.over = threading.Event()
+        Served.__init__(self, _Server(self, self.handler()))
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
+            if clients is not None:
+                context.load_verify_locations(clients)
+                context.verify_mode = ssl.CERT_REQUIRED
+                # Later versions say so only after the client has begun to speak.
+                context.maximum_version = ssl.TLSVersion.TLSv1_2
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
+
+    def __exit__(self, *exc: object) -> None:
+        self.over.set()
+        super().__exit__(*exc)
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """What answers requests."""
+        return _Handler
 
     def reference(self, name: str) -> Reference:
         """`name` (repository with tag or digest) in this registry."""
@@ -159,9 +164,9 @@ class FakeRegistry(Served):
 
 
 class _Server(LoopbackServer):
-    def __init__(self, fake: FakeRegistry) -> None:
+    def __init__(self, fake: FakeRegistry, handler: type[BaseHTTPRequestHandler]) -> None:
         self.fake = fake
-        super().__init__(_Handler)
+        super().__init__(handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: clients that go away are part of the tests."""
@@ -191,6 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.reset_after is not None:
             self._reset(self.fault.reset_after)
             return
+        if self._too_large():
+            return
         self.body = self._read_body()
         if self.fault and self.fault.status:
             self._answer(self.fault.status, self.fault.body, dict(self.fault.headers))
@@ -205,8 +212,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.entry.received = len(body)
         return body
 
+    def _too_large(self) -> bool:
+        """Answers before the body was read, as a proxy with a limit does."""
+        limit = self.fake.body_limit
+        if limit is None or int(self.headers.get("Content-Length") or 0) <= limit:
+            return False
+        self.body = b""
+        self.close_connection = True
+        self._answer(413, b"<html>Request Entity Too Large</html>", {"Connection": "close"})
+        return True
+
     def _reset(self, after: int) -> None:
         self.entry.received = len(self.rfile.read(after)) if after else 0
+        if self.fault and self.fault.silent:
+            self.fake.over.wait(SILENT_SECONDS)
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
@@ -232,6 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: fault.truncate]
             self.close_connection = True
         self.wfile.write(body)
+        if fault and fault.silent:
+            self.wfile.flush()
+            self.fake.over.wait(SILENT_SECONDS)
 
     def _error(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         message = code.replace("_", " ").lower()
@@ -240,72 +262,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- who may ------------------------------------------------------------------------------
 
-    def _user(self) -> str | None:
-        scheme, _, value = self.headers.get("Authorization", "").partition(" ")
-        if scheme != "Basic":
-            return None
-        user, _, password = base64.b64decode(value).decode().partition(":")
-        known = self.fake.users.get(user) == password or password in self.fake.identity_tokens
-        return user if known else ""
-
     def _authorized(self, path: str) -> bool:
-        if self.fake.auth == "basic":
-            if self._user():
-                return True
-            challenge = 'Basic realm="a fake, with a comma"'
-        elif self.fake.auth == "bearer":
-            scope = self._needed_scope(path)
-            if self._token_allows(scope):
-                return True
-            realm = self.fake.realm or f"http://{self.fake.host}/token"
-            challenge = f'Bearer realm="{realm}",service="fake"'
-            challenge += f',scope="{scope}"' if scope else ""
-        else:
-            return True
-        self._error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
-        return False
-
-    def _needed_scope(self, path: str) -> str:
-        match = _PATH.match(path)
-        if not match:
-            return ""
-        actions = "pull" if self.command in ("GET", "HEAD") else "pull,push"
-        return f"repository:{match['repo']}:{actions}"
-
-    def _token_allows(self, scope: str) -> bool:
-        value = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        with self.fake.lock:
-            token = self.fake.tokens.get(value)
-            if token is None or token.expires_at < time.monotonic() or token.uses == 0:
-                return False
-            name, _, actions = scope.rpartition(":")
-            granted = {one for one in token.scopes if one.rpartition(":")[0] == name}
-            have = {action for one in granted for action in one.rpartition(":")[2].split(",")}
-            if scope and not set(actions.split(",")) <= have:
-                return False
-            token.uses -= 1
-            return True
+        authorization = self.headers.get("Authorization", "")
+        challenge = self.fake.challenge(self.command, path, authorization, self.fake.host)
+        if challenge is not None:
+            self._error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
+        return challenge is None
 
     def _token(self) -> None:
-        asked = self.entry.query.get("scope", [])
-        if self.command == "POST":
-            form = parse_qs(self.body.decode())
-            asked = form.get("scope", [""])[0].split()
-            if self.fake.refuse_oauth_status:
-                self._error(self.fake.refuse_oauth_status, "UNSUPPORTED")
-                return
-            known = form.get("refresh_token", [""])[0] in self.fake.identity_tokens
-        else:
-            known = (self._user() is None and not self.fake.users) or bool(self._user())
-        if not known:
-            self._error(401, "UNAUTHORIZED")
-            return
-        value = secrets.token_hex(8)
-        granted = frozenset(scope for scope in asked if self.fake.grant(scope))
-        until = time.monotonic() + self.fake.token_seconds
-        self.fake.tokens[value] = Token(granted, until, self.fake.token_uses)
-        answer = {"token": value, "expires_in": self.fake.token_seconds}
-        self._answer(200, json.dumps(answer).encode())
+        authorization = self.headers.get("Authorization", "")
+        status, answer = self.fake.issue(self.command, self.entry.query, authorization, self.body)
+        self._answer(status, json.dumps(answer).encode())
 
     # --- what is asked ------------------------------------------------------------------------
 
@@ -370,13 +337,20 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.command == "DELETE":
             self.fake.uploads.discard(upload)
             self._answer(204)
+        elif self.command == "GET":
+            self._answer(204, b"", self._how_far(repository, upload))
+        elif self.command == "PATCH":
+            self._take_chunk(repository, upload)
         else:
             self._finish_upload(repository, upload)
 
     def _start_upload(self, repository: str) -> None:
         mount, source = (self.entry.query.get(name, [""])[0] for name in ("mount", "from"))
         data = self.fake.blobs.get(source, {}).get(mount)
-        readable = self.fake.auth != "bearer" or self._token_allows(f"repository:{source}:pull")
+        authorization = self.headers.get("Authorization", "")
+        readable = self.fake.auth != "bearer" or self.fake.allows(
+            authorization, f"repository:{source}:pull"
+        )
         if mount and data is not None and self.fake.allow_mount and readable:
             self.fake.put_blob(repository, data)
             self._answer(201)
@@ -384,10 +358,29 @@ class _Handler(BaseHTTPRequestHandler):
         upload = secrets.token_hex(8)
         self.fake.uploads.add(upload)
         location = f"/v2/{repository}/blobs/uploads/{upload}?_state=a%2Fb==&empty="
-        self._answer(202, b"", {"Location": self.fake.rewrite_location(location)})
+        headers = {"Location": self.fake.rewrite_location(location)}
+        if self.fake.least_chunk is not None:
+            headers["OCI-Chunk-Min-Length"] = str(self.fake.least_chunk)
+        self._answer(202, b"", headers)
+
+    def _how_far(self, repository: str, upload: str) -> dict[str, str]:
+        end = len(self.fake.chunks.get(upload, b""))
+        location = f"/v2/{repository}/blobs/uploads/{upload}?_state=a%2Fb==&empty=&end={end}"
+        return {"Location": location, "Range": f"0-{max(end - 1, 0)}"}
+
+    def _take_chunk(self, repository: str, upload: str) -> None:
+        have = self.fake.chunks.get(upload, b"")
+        expected = f"{len(have)}-{len(have) + len(self.body) - 1}"
+        newest = not have or self.entry.query.get("end") == [str(len(have))]
+        if self.headers.get("Content-Range") != expected or not newest:
+            self._error(416, "BLOB_UPLOAD_INVALID", self._how_far(repository, upload))
+            return
+        self.fake.chunks[upload] = have + self.body
+        self._answer(self.fake.patch_status, b"", self._how_far(repository, upload))
 
     def _finish_upload(self, repository: str, upload: str) -> None:
         self.fake.uploads.discard(upload)
+        self.body = self.fake.chunks.pop(upload, b"") + self.body
         digest = self.entry.query.get("digest", [""])[0]
         if self.entry.query.get("_state") != ["a/b=="] or "empty" not in self.entry.query:
             self._error(400, "BLOB_UPLOAD_INVALID")

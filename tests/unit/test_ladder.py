@@ -83,7 +83,11 @@ def taken(
         (USER_HOST - {"full"}, "user", "builtin single overlay isolated, single-uid"),
         (USER_HOST - {"full", "overlay"}, "user", "builtin single copy isolated, single-uid"),
         # A pod with all of seccomp and AppArmor off: /proc is masked.
-        (USER_HOST - {"proc"}, "user", "runc full overlay isolated, nested"),
+        (
+            USER_HOST - {"proc", "runc", "crun"},
+            "user",
+            "builtin full overlay isolated, nested",
+        ),
         (
             USER_HOST - {"proc", "full"},
             "user",

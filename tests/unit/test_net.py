@@ -1,28 +1,27 @@
-"""Retries, proxies, addresses and TLS, as far as they can be told without a registry."""
+"""Proxies, addresses and TLS, as far as they can be told without a registry."""
 
 from __future__ import annotations
 
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ocis2i.auth import Keychain
+from ocis2i.certificates import TlsSettings
 from ocis2i.errors import RegistryError
+from ocis2i.keychain import Keychain
 from ocis2i.net import (
     FINAL_SECONDS,
-    CancelledError,
     Http,
     Request,
     RequestError,
-    Retries,
-    RetryPolicy,
+    _failure,
     check_foreign_address,
     final_seconds,
+    header_number,
     is_web_url,
     message_with_url,
     origin,
@@ -32,49 +31,9 @@ from ocis2i.net import (
     retry_after_seconds,
     split_credentials,
 )
-from ocis2i.net.connections import tls_context
 from ocis2i.registry import Registry
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import Answer, FakeWeb
-
-BROKEN = RequestError("broken", kind="broken")
-
-
-def pauses(error: RequestError, jitter: float = 0.0) -> list[float | None]:
-    policy = RetryPolicy()
-    return [policy.pause_seconds(failures, error, jitter) for failures in range(1, 6)]
-
-
-def test_pauses_grow_up_to_a_cap_and_end() -> None:
-    assert pauses(BROKEN) == [
-        pytest.approx(0.3),
-        pytest.approx(0.9),
-        pytest.approx(2.7),
-        pytest.approx(8.0),
-        None,
-    ]
-    assert pauses(BROKEN, jitter=1.0)[0] == pytest.approx(0.15)
-
-
-def test_host_that_is_not_there_is_given_up_sooner() -> None:
-    error = RequestError("refused", kind="unreachable")
-    assert [pause is None for pause in pauses(error)] == [False, False, True, True, True]
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 416, 501])
-def test_refusals_are_not_tried_again(status: int) -> None:
-    assert pauses(RequestError("no", kind="status", status=status)) == [None] * 5
-
-
-def test_certificates_and_redirects_are_not_tried_again() -> None:
-    assert pauses(RequestError("no", kind="certificate")) == [None] * 5
-    assert pauses(RequestError("no", kind="redirect")) == [None] * 5
-
-
-def test_retry_after_is_honoured_up_to_a_minute() -> None:
-    for asked, waited in ((0.0, 0.0), (7.0, 7.0), (3600.0, 60.0)):
-        error = RequestError("busy", kind="status", status=429, retry_after_seconds=asked)
-        assert pauses(error)[0] == waited
 
 
 @pytest.mark.parametrize(
@@ -95,22 +54,6 @@ def test_retry_after_is_honoured_up_to_a_minute() -> None:
 )
 def test_retry_after_is_read(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers) == seconds
-
-
-def test_cancelled_wait_is_cut_short() -> None:
-    cancel = threading.Event()
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        cancel.set()
-
-    def busy() -> None:
-        raise RequestError("busy", kind="status", status=429, retry_after_seconds=60)
-
-    with pytest.raises(CancelledError):
-        Retries(sleep).call(busy, cancel)
-    assert slept == [0.25]
 
 
 def test_redacted_url_has_neither_password_nor_query() -> None:
@@ -207,7 +150,16 @@ def test_post_is_redirected_only_with_its_body() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://169.254.169.254/", "https://10.0.0.1/t", "http://[::1]:80/", "http://127.0.0.1:9/"],
+    [
+        "http://169.254.169.254/",
+        "https://10.0.0.1/t",
+        "http://[::1]:80/",
+        "http://127.0.0.1:9/",
+        "https://127.1/",
+        "https://2852039166/",
+        "https://0x7f000001/",
+        "https://localhost:9/",
+    ],
 )
 def test_private_address_of_another_host_is_refused(url: str) -> None:
     with pytest.raises(RegistryError, match="private address"):
@@ -217,6 +169,33 @@ def test_private_address_of_another_host_is_refused(url: str) -> None:
 def test_own_and_public_addresses_are_fine() -> None:
     check_foreign_address("http://127.0.0.1:5000/token", "http://127.0.0.1:5000", "it")
     check_foreign_address("https://auth.example.com/token", "https://example.com", "it")
+    check_foreign_address("http://localhost:6000/token", "http://127.0.0.1:5000", "it")
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("PUT", "https://10.0.0.1/upload"),
+        ("POST", "http://127.0.0.1:9/"),
+        ("DELETE", "https://169.254.169.254/"),
+        ("GET", "http://127.0.0.1:9/"),
+        ("GET", "http://localhost:9/"),
+    ],
+)
+def test_registry_does_not_lead_a_request_into_this_network(method: str, target: str) -> None:
+    with pytest.raises(RegistryError, match="private address"):
+        Http({})._redirected(Request(method, "https://example.com/"), 307, target)
+
+
+def test_storage_of_a_private_registry_may_be_read() -> None:
+    request = Request("GET", "https://registry.internal/v2/")
+    assert Http({})._redirected(request, 307, "https://10.0.0.1/blob").url.startswith("https://10")
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "\xb2", "1 2", "9" * 5000])
+def test_header_that_is_no_number_counts_nothing(text: str) -> None:
+    assert header_number(text) is None
+    assert header_number("0123") == 123
 
 
 @pytest.mark.parametrize(
@@ -234,6 +213,14 @@ def test_own_and_public_addresses_are_fine() -> None:
         ("https://10.1.2.3/", "192.168.0.0/16, 10.0.0.0/8", False),
         ("https://11.1.2.3/", "10.0.0.0/8", True),
         ("https://example.com/", "*", False),
+        ("https://example.com/", ".com", False),
+        ("https://EXAMPLE.com/", "Example.COM", False),
+        ("https://example.com:443/", "example.com:443", False),
+        ("https://10.1.2.3/", "10.1.2.3", False),
+        ("https://10.1.2.3/", "1.2.3", True),
+        ("https://[fd00::5]/", "fd00::/8", False),
+        ("https://[fd00::5]:5000/", "[fd00::5]:5000", False),
+        ("https://example.com/", " , example.com ,", False),
         ("https://localhost:5000/", "", False),
         ("https://[::1]:5000/", "", False),
     ],
@@ -344,8 +331,16 @@ def test_certificate_in_certs_d_is_trusted(
     assert status_of(secure.host, {"HOME": str(tmp_path)}) == 200
 
 
-def test_verification_can_be_turned_off(secure: FakeRegistry) -> None:
-    assert status_of(secure.host, {}, tls_verify=False) == 200
+@pytest.mark.parametrize("named", [False, True])
+def test_verification_can_be_turned_off(secure: FakeRegistry, tmp_path: Path, named: bool) -> None:
+    other = tmp_path / "other.pem"
+    roots = ssl.create_default_context().get_ca_certs(binary_form=True)
+    if named and not roots:
+        pytest.skip("the system has no roots to make another bundle of")
+    if named:
+        other.write_text(ssl.DER_cert_to_PEM_cert(roots[0]))
+    environment = {"REQUESTS_CA_BUNDLE": str(other)} if named else {}
+    assert status_of(secure.host, environment, tls_verify=False) == 200
 
 
 def test_bad_certificate_file_is_named(tmp_path: Path) -> None:
@@ -353,8 +348,8 @@ def test_bad_certificate_file_is_named(tmp_path: Path) -> None:
     path.write_text("")
     for name in (path, tmp_path / "absent.pem"):
         with pytest.raises(RegistryError, match=name.name):
-            tls_context("example.com", {"SSL_CERT_FILE": str(name)}, verify=True)
-    assert tls_context("example.com", {}, verify=True).verify_mode == ssl.CERT_REQUIRED
+            TlsSettings({"SSL_CERT_FILE": str(name)})("example.com", True)
+    assert TlsSettings({})("example.com", True).verify_mode == ssl.CERT_REQUIRED
 
 
 def test_untrusted_certificate_is_no_reason_for_plain_http(secure: FakeRegistry) -> None:
@@ -379,3 +374,12 @@ def test_malformed_addresses_are_refused_and_no_bug() -> None:
 def test_redirect_to_a_malformed_address_is_refused() -> None:
     with pytest.raises(RequestError, match="not an http URL"):
         Http({})._redirected(Request("GET", "https://example.invalid/v2/"), 302, "http://[x")
+
+
+def test_alert_of_the_other_side_is_told_with_what_it_may_want() -> None:
+    error = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+    error.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    failure = _failure(Request("GET", "https://example.com/v2/"), error, None)
+    assert "refuses our side of TLS (tlsv13 alert certificate required)" in failure.message
+    assert "client certificate" in (failure.hint or "")
+    assert not failure.retryable

@@ -280,3 +280,18 @@ def test_places_far_away_are_not_refused() -> None:
     plan = planned()
     assert not plan.is_local
     refuse_local_places("app:1", plan, built_from=None, built_with=None)
+
+
+ARTIFACT = f"oci-artifact://registry.example/sources/app@sha256:{'ab' * 32}"
+
+
+def test_artifact_is_the_source_again_whatever_commit_it_was_made_of() -> None:
+    plan = planned(source_location=ARTIFACT, commit_ref=None)
+    assert (plan.source, plan.ref) == (ARTIFACT, None)
+    assert not plan.is_local
+    assert not plan.copy
+    assert plan.warnings == ()
+
+
+def test_artifact_without_a_commit_needs_no_warning() -> None:
+    assert copied(ARTIFACT).warnings == ()

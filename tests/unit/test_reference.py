@@ -17,6 +17,7 @@ from ocis2i.reference import (
     RegistryLocation,
     is_loopback,
     parse_location,
+    parse_registry_name,
     registry_host,
 )
 
@@ -363,3 +364,14 @@ def test_loopback_is_this_machine_only(registry: str, expected: bool) -> None:
 def test_the_host_of_a_registry_has_no_port_and_no_brackets() -> None:
     assert registry_host("[::1]:5000") == "::1"
     assert registry_host("q.io:443") == registry_host("q.io") == "q.io"
+
+
+@pytest.mark.parametrize("text", ["oci:app", "oci-archive:app.tar", f"sha256:{'a' * 64}"])
+def test_a_name_in_a_registry_is_no_path(text: str) -> None:
+    with pytest.raises(UsageError, match="is no name in a registry"):
+        parse_registry_name(text)
+
+
+def test_a_name_in_a_registry_may_have_its_transport() -> None:
+    for text in ("example.com/app:1", "docker://example.com/app:1"):
+        assert parse_registry_name(text) == Reference.parse("example.com/app:1")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ocis2i.auth import Credentials, Keychain
 from ocis2i.blobs import VerifiedReader
+from ocis2i.credentials import Credentials
 from ocis2i.errors import ImageError, RegistryError
 from ocis2i.events import Event, Notice, Transfer
+from ocis2i.keychain import Keychain
 from ocis2i.manifest import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
@@ -26,9 +27,9 @@ from ocis2i.manifest import (
     encode_descriptor,
     encode_json,
 )
-from ocis2i.net import CancelledError
 from ocis2i.reference import Digest, Reference
 from ocis2i.registry import Registry
+from ocis2i.retries import CancelledError
 from ocis2i.transfer import RegistryImage, push_image
 from tests.fakes.registry import FakeRegistry
 
@@ -414,7 +415,7 @@ def test_lost_answer_to_a_finished_upload_sends_nothing_again(
     assert len(fake.requests("PUT")) == 1
 
 
-@pytest.mark.parametrize("status", [400, 403, 413])
+@pytest.mark.parametrize("status", [400, 403, 501])
 def test_refused_upload_is_not_repeated(fake: FakeRegistry, client: Client, status: int) -> None:
     fake.fail("PUT", "uploads", times=-1, status=status)
     with pytest.raises(RegistryError, match=f"cannot push blob .* answered {status}"):
@@ -501,6 +502,35 @@ def test_second_push_sends_nothing_and_looks_at_no_blob(fake: FakeRegistry, clie
     fake.log.clear()
     push_image(client(), fake.reference("app:1"), encoded, descriptors, Blobs())
     assert [entry.method for entry in fake.log] == ["GET", "HEAD"]
+
+
+def test_requests_are_few(fake: FakeRegistry, client: Client) -> None:
+    layers = [bytes([number]) * 100 for number in range(24)]
+    encoded, descriptors = encode(*layers)
+    push_image(client(), fake.reference("base:1"), encoded, descriptors, Blobs(*layers))
+    # Who we speak to, the tag, then a look, a beginning and an end for each blob, the manifest.
+    assert len(fake.log) == 2 + 3 * (24 + 1) + 1
+    fake.log.clear()
+    mount_from = [fake.reference("base:1")]
+    push_image(
+        client(), fake.reference("app:1"), encoded, descriptors, Blobs(), mount_from=mount_from
+    )
+    assert len(fake.log) == 2 + 24 + 3 + 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "uploads"), ("PUT", "uploads")])
+def test_layers_that_always_fail_are_not_tried_one_after_the_other(
+    fake: FakeRegistry, client: Client, method: str, path: str
+) -> None:
+    layers = [bytes([number]) * 1000 for number in range(20)]
+    encoded, descriptors = encode(*layers)
+    fake.fail(method, path, times=-1, status=503)
+    with pytest.raises(RegistryError, match="answered 503"):
+        push_image(client(), fake.reference("app:1"), encoded, descriptors, Blobs(*layers), jobs=4)
+    assert len(fake.requests(method, path)) <= 4 * 5
+    # All sleep at the same time.
+    assert sum(client.slept) / 4 < 15
+    assert not fake.requests("PUT", "manifests")
 
 
 def test_only_missing_layers_are_opened(fake: FakeRegistry, client: Client) -> None:
@@ -636,6 +666,13 @@ def test_token_that_expires_in_the_middle_of_a_push_is_renewed(
     assert strict.manifests["app"]["1"][1] == encoded.manifest
 
 
+def test_token_may_last_longer_than_any_number(strict: FakeRegistry, client: Client) -> None:
+    forever = b'{"token": "t", "expires_in": ' + b"9" * 400 + b"}"
+    strict.fail("GET", "/token", times=-1, status=200, body=forever)
+    with pytest.raises(RegistryError, match="does not let these credentials in"):
+        push(client({strict.host: ANN}), strict.reference("app:1"), SMALL)
+
+
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_wrong_password_fails_at_once(auth: str, client: Client) -> None:
     with FakeRegistry("bearer" if auth == "bearer" else "basic", users={"ann": "secret"}) as fake:
@@ -654,7 +691,7 @@ def test_no_credentials_where_some_are_wanted_gives_the_hint_to_log_in(client: C
     with FakeRegistry("basic", users={"ann": "secret"}) as fake:
         with pytest.raises(RegistryError, match="wants a login") as caught:
             client().get_manifest(fake.reference("app:1"))
-        assert f"log in first: podman login {fake.host}" in (caught.value.hint or "")
+        assert f"log in first: ocis2i login {fake.host}" in (caught.value.hint or "")
 
 
 def test_anonymous_token_is_fetched_where_it_is_enough(client: Client) -> None:

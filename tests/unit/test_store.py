@@ -94,6 +94,15 @@ def leftovers(store: Store) -> list[Path]:
 # --- blobs ------------------------------------------------------------------------------------
 
 
+def test_nobody_else_gets_into_a_store_whose_directory_was_there(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Store.open(tmp_path)
+    finally:
+        os.umask(before)
+    assert {place.stat().st_mode & 0o077 for place in tmp_path.iterdir() if place.is_dir()} == {0}
+
+
 def test_a_blob_is_read_as_it_was_put(store: Store) -> None:
     data = os.urandom(3_000_000)
     descriptor = put(store, data)

@@ -23,6 +23,7 @@ from ocis2i.isolation.chroot import NEEDED, chroot_refusal
 from ocis2i.mappings import PathPair
 from ocis2i.reference import parse_location
 from ocis2i.refusals import refuse
+from ocis2i.remote_cache import CacheSpec
 from ocis2i.runner import BindMount, Hardening
 from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec, RuntimeSpec, SecretSpec
@@ -67,6 +68,7 @@ IN_PLACE: dict[str, dict[str, Any]] = {
     "--add-host db": {"add_hosts": (HostEntry("db", "10.0.0.1"),)},
     "--runtime-image": {"runtime": RuntimeSpec(parse_location("runtime"))},
     "--incremental": {"incremental": True},
+    "--cache-from or --cache-to": {"cache": CacheSpec(datetime(2020, 1, 1, tzinfo=UTC))},
 }
 
 

@@ -1,0 +1,238 @@
+"""The verbs for artifacts in registries: upload, attach, referrers."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ocis2i.commands.context import Context, context, digest_file
+from ocis2i.commands.flags import (
+    CredentialFlags,
+    DigestFileFlags,
+    JsonFlags,
+    SendFlags,
+    TalkFlags,
+    TimeFlags,
+    option,
+)
+from ocis2i.commands.state import print_json
+from ocis2i.documents import VERSION
+from ocis2i.errors import SourceError, UsageError
+from ocis2i.events import stage
+from ocis2i.manifest import Descriptor
+from ocis2i.oci_artifacts import SOURCE_TYPE, TITLE, referrer_type
+from ocis2i.reference import (
+    Digest,
+    Reference,
+    RegistryLocation,
+    parse_location,
+    parse_registry_name,
+)
+from ocis2i.referrers import list_under_tag, referrers_of
+from ocis2i.report import human_size, printable, table
+from ocis2i.sources import DEFAULT_EXCLUDE, Source, parse_source
+from ocis2i.upload import FileSource, check_target, title_of, upload
+
+# RFC 6838, section 4.2, with a tree and a suffix or not.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&.+^-]{0,126}/[A-Za-z0-9][\w!#$&.+^-]{0,126}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadFlags(CredentialFlags, SendFlags, DigestFileFlags, TalkFlags, JsonFlags):
+    """`upload`."""
+
+    source: Annotated[
+        str,
+        typer.Argument(help="A directory, or a file that is taken as it is; git URLs work, too."),
+    ]
+    reference: Annotated[str, typer.Argument(help="The name of the artifact in a registry.")]
+    ref: Annotated[
+        str | None, option("--ref", "-r", help="Branch, tag or commit of a repository.")
+    ] = None
+    context_dir: Annotated[
+        str | None, option("--context-dir", metavar="DIR", help="Directory in the source.")
+    ] = None
+    copy: Annotated[
+        bool, option("--copy", "-c", help="Copy a local directory even if it is a clone.")
+    ] = False
+    exclude: Annotated[
+        str, option("--exclude", metavar="REGEX", help="Files of the source to leave out.")
+    ] = DEFAULT_EXCLUDE
+    keep_symlinks: Annotated[
+        bool, option("--keep-symlinks", help="When copying, copy links as links.")
+    ] = False
+    ignore_submodules: Annotated[
+        bool, option("--ignore-submodules", help="Leave git submodules out.")
+    ] = False
+
+    @property
+    def named_image(self) -> str:
+        """The artifact, whose registry `--creds` is for."""
+        return self.reference
+
+
+def upload_source(flags: UploadFlags) -> None:
+    with context(flags) as here:
+        target = check_target(parse_registry_name(flags.reference))
+        tools = here.tools
+        file = digest_file(flags, here)
+        artifact = upload(
+            _source(flags, tools.cwd),
+            target,
+            tools.places,
+            settings=tools.settings,
+            report=here.recorder,
+            stdin=tools.stdin,
+        )
+        if file:
+            file.write(str(artifact.digest))
+    _print_pushed(target, artifact.digest, SOURCE_TYPE, as_json=flags.as_json)
+
+
+def _source(flags: UploadFlags, cwd: Path) -> Source | FileSource:
+    path = cwd / flags.source
+    if _is_file(path):
+        ways = {"ref", "context_dir", "copy", "exclude", "keep_symlinks", "ignore_submodules"}
+        if meant := sorted(ways & flags.given):
+            raise UsageError(
+                f"--{meant[0].replace('_', '-')} has no meaning for a file, and `{flags.source}` "
+                "is one",
+                hint="a file is uploaded as it is",
+            )
+        return FileSource(path)
+    return parse_source(
+        flags.source,
+        cwd=cwd,
+        ref=flags.ref,
+        context_dir=flags.context_dir,
+        copy=flags.copy,
+        exclude=flags.exclude,
+        keep_symlinks=flags.keep_symlinks,
+        ignore_submodules=flags.ignore_submodules,
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _print_pushed(reference: Reference, digest: Digest, kind: str, *, as_json: bool) -> None:
+    pinned = f"{reference.name}@{digest}"
+    if not as_json:
+        print(pinned)
+        return
+    print_json(
+        {
+            "version": VERSION,
+            "state": "succeeded",
+            "where": reference.name,
+            "digest": str(digest),
+            "reference": pinned,
+            "artifact_type": kind,
+        }
+    )
+
+
+# --- referrers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachFlags(CredentialFlags, SendFlags, TalkFlags, JsonFlags):
+    """`attach`."""
+
+    image: Annotated[str, typer.Argument(help="An image in a registry.")]
+    file: Annotated[str, typer.Argument(help="The file to attach.")]
+    kind: Annotated[
+        str,
+        option("--type", metavar="TYPE", help="What it is, as application/spdx+json."),
+    ]
+
+
+def attach_file(flags: AttachFlags) -> None:
+    # What takes a fifth of a second to load is for artifacts alone.
+    from ocis2i.oras_client import Part, push_artifact  # noqa: PLC0415
+
+    kind = _media_type(flags.kind)
+    with context(flags) as here:
+        path = here.tools.cwd / flags.file
+        if not _is_file(path):
+            raise SourceError(f"`{flags.file}` is no file")
+        registry = here.tools.places.registry
+        with stage(here.recorder, "push", flags.image):
+            image, subject = _subject(flags.image, here)
+            pushed = push_artifact(
+                registry,
+                Reference(image.registry, image.repository),
+                kind,
+                [Part(path, kind, {TITLE: title_of(path)})],
+                subject=subject,
+            )
+            if not pushed.listed:
+                list_under_tag(registry, image, subject.digest, pushed.descriptor)
+    _print_pushed(image, pushed.descriptor.digest, kind, as_json=flags.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferrersFlags(CredentialFlags, TimeFlags, JsonFlags):
+    """`referrers`."""
+
+    image: Annotated[str, typer.Argument(help="An image in a registry.")]
+    kind: Annotated[
+        str | None, option("--type", metavar="TYPE", help="Artifacts of this type alone.")
+    ] = None
+
+
+def list_referrers(flags: ReferrersFlags) -> None:
+    kind = _media_type(flags.kind) if flags.kind is not None else None
+    with context(flags) as here:
+        image, subject = _subject(flags.image, here)
+        found = referrers_of(here.tools.places.registry, image, subject.digest, kind)
+    if flags.as_json:
+        print_json(
+            {
+                "version": VERSION,
+                "subject": f"{image.name}@{subject.digest}",
+                "referrers": [_row(one) for one in found],
+            }
+        )
+        return
+    rows = [(str(one.digest), printable(referrer_type(one)), human_size(one.size)) for one in found]
+    print(table(rows, ("DIGEST", "TYPE", "SIZE")))
+
+
+def _row(referrer: Descriptor) -> dict[str, object]:
+    return {
+        "digest": str(referrer.digest),
+        "artifact_type": referrer_type(referrer),
+        "media_type": referrer.media_type,
+        "size": referrer.size,
+        "annotations": dict(referrer.annotations),
+    }
+
+
+def _subject(text: str, here: Context) -> tuple[Reference, Descriptor]:
+    """The image, or index, that a name in a registry points at."""
+    location = parse_location(text)
+    if not isinstance(location, RegistryLocation):
+        raise UsageError(
+            f"`{text}` is not in a registry", hint="push the image, and name it as it is there"
+        )
+    reference = location.reference.with_default_tag()
+    return reference, here.tools.places.registry.get_manifest(reference).descriptor
+
+
+def _media_type(text: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise UsageError(
+            f"--type `{text[:80]}` is no media type",
+            hint="such as application/spdx+json or application/vnd.example.report.v1",
+        )
+    return text

@@ -1,0 +1,373 @@
+"""Blobs to a registry: looked for, mounted, or sent in one request; in chunks where that must be.
+
+A blob is the unit that is tried again: a registry forgets an upload that broke.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+from urllib.parse import quote, urlsplit
+
+from ocis2i.blobs import Readable
+from ocis2i.endpoints import Place
+from ocis2i.errors import ImageError, RegistryError
+from ocis2i.manifest import Descriptor
+from ocis2i.net import BLOCK, Request, RequestError, final_seconds, header_number, redacted
+from ocis2i.reference import Reference
+from ocis2i.registry.dialog import Answer, Dialog, pull_scopes, push_scopes
+from ocis2i.retries import CancelledError, Retries
+from ocis2i.settings import UploadMode
+
+CANCEL_SECONDS = 5.0
+# One is sent within the time-out of the connection, also over a slow line.
+SEND_BYTES = 128 << 10
+CHUNK_BYTES = 16 << 20
+# Whoever limits an upload takes this much, as a rule.
+LIMITED_CHUNK_BYTES = 4 << 20
+TOO_LARGE = 413
+OUT_OF_ORDER = 416
+
+Pushed = Literal["exists", "mounted", "sent"]
+
+_OCTETS = {"Content-Type": "application/octet-stream"}
+_RANGE = re.compile(r"(?:bytes=)?0-(\d+)\Z")
+
+
+class Feed:
+    """A blob while it is sent; to go back it is opened anew."""
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        open_blob: Callable[[], Readable],
+        tell: Callable[[Descriptor, int], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.descriptor = descriptor
+        self._open_blob = open_blob
+        self._tell = tell
+        self._check = check
+        self._stream: Readable | None = None
+        self._offset = 0
+
+    def read(self, start: int, length: int) -> Iterator[memoryview]:
+        """The bytes of a range, in pieces small enough to be sent at once."""
+        self._go_to(start)
+        while self._offset < start + length:
+            block = memoryview(self._next(min(BLOCK, start + length - self._offset)))
+            for at in range(0, len(block), SEND_BYTES):
+                yield block[at : at + SEND_BYTES]
+            self._tell(self.descriptor, self._offset)
+
+    def close(self) -> None:
+        """Gives the blob back."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _go_to(self, offset: int) -> None:
+        if self._stream is None or offset < self._offset:
+            self.close()
+            self._stream, self._offset = self._open_blob(), 0
+        while self._offset < offset:
+            self._next(min(BLOCK, offset - self._offset))
+
+    def _next(self, wanted: int) -> bytes:
+        self._check()
+        digest = self.descriptor.digest
+        try:
+            block = self._stream.read(wanted) if self._stream else b""
+        except OSError as error:
+            # Told apart from errors of the connection, after which one would try again.
+            raise ImageError(f"blob `{digest}` cannot be read: {error.strerror}") from error
+        if not block:
+            raise ImageError(f"blob `{digest}` ends too early")
+        self._offset += len(block)
+        return block
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A range of a blob as the body of a request; iterated again, it is read again."""
+
+    feed: Feed
+    start: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self.feed.read(self.start, self.length)
+
+
+@dataclass(slots=True)
+class _Session:
+    """An upload that has begun: where it goes on, and how much the registry has of it."""
+
+    location: str
+    least_chunk: int
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What earlier blobs have taught us; a wrong belief costs a request, never an error."""
+
+    limited: set[str] = field(default_factory=set)
+    no_mount: set[tuple[str, str]] = field(default_factory=set)
+
+
+class Uploads:
+    """Sees to it that repositories have blobs; `tell` hears how far each has come."""
+
+    def __init__(
+        self,
+        dialog: Dialog,
+        retries: Retries,
+        tell: Callable[[Descriptor, int], None],
+        *,
+        mode: UploadMode = "auto",
+    ) -> None:
+        self._dialog = dialog
+        self._retries = retries
+        self._tell = tell
+        self._mode = mode
+        self._known = _Known()
+
+    def push(
+        self,
+        place: Place,
+        descriptor: Descriptor,
+        open_blob: Callable[[], Readable],
+        mount_from: Sequence[Reference],
+        cancel: threading.Event | None,
+    ) -> Pushed:
+        """Brings the blob there and says how it got there."""
+        sources = _mountable(place.reference, mount_from)
+        check = partial(self._retries.check, cancel)
+        feed = Feed(descriptor, open_blob, self._tell, check)
+        try:
+            return self._retries.call(partial(self._push_once, place, feed, sources), cancel)
+        finally:
+            feed.close()
+
+    def try_out(self, place: Place) -> None:
+        """Begins an upload and gives it up, to hear whether that is allowed."""
+        what = f"cannot push to `{place.reference.name}`"
+        session = self._retries.call(partial(self._start, place, what))
+        self._abandon(place, session.location)
+
+    def exists(self, place: Place, descriptor: Descriptor, scopes: Sequence[str]) -> bool:
+        """Whether the repository has the blob."""
+        # The length is not compared: Harbor's HEAD has been seen to give another than its GET.
+        answer = self._dialog.ask(
+            place,
+            Request("HEAD", self._dialog.url(place, f"blobs/{descriptor.digest}")),
+            scopes,
+            expected=(200, 403, 404, 405),
+            what=f"cannot look up blob `{descriptor.digest}`",
+        )
+        return answer.status == 200
+
+    def _push_once(self, place: Place, feed: Feed, sources: list[Reference]) -> Pushed:
+        descriptor, location = feed.descriptor, None
+        if sources and self._mount_is_likely(place, sources[0]):
+            mounted, location = self._mount(place, descriptor, sources.pop(0))
+            if mounted:
+                return "mounted"
+        # After a broken try this look tells whether only the answer was lost.
+        if self.exists(place, descriptor, push_scopes(place.reference)):
+            self._abandon(place, location)
+            return "exists"
+        while sources:
+            self._abandon(place, location)
+            mounted, location = self._mount(place, descriptor, sources.pop(0))
+            if mounted:
+                return "mounted"
+        self._send(place, feed, location)
+        return "sent"
+
+    # --- mounting -----------------------------------------------------------------------------
+
+    def _mount_is_likely(self, place: Place, source: Reference) -> bool:
+        return (place.reference.name, source.name) not in self._known.no_mount
+
+    def _mount(
+        self, place: Place, descriptor: Descriptor, source: Reference
+    ) -> tuple[bool, str | None]:
+        """Whether the blob was mounted, else perhaps where it may be uploaded instead.
+
+        No error counts: registries refuse mounts with whatever status comes to their mind.
+        """
+        url = self._dialog.url(place, "blobs/uploads/")
+        query = f"mount={quote(str(descriptor.digest))}&from={quote(source.repository, safe='')}"
+        scopes = (*push_scopes(place.reference), *pull_scopes(source))
+        request = Request("POST", f"{url}?{query}")
+        try:
+            answer = self._dialog.ask(place, request, scopes, expected=(201, 202), what="no mount")
+            if answer.status == 201:
+                return True, None
+            self._known.no_mount.add((place.reference.name, source.name))
+            return False, self._location(place, answer)
+        except RegistryError:
+            self._known.no_mount.add((place.reference.name, source.name))
+            return False, None
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def _send(self, place: Place, feed: Feed, location: str | None) -> None:
+        limited = place.reference.registry in self._known.limited
+        if self._mode == "chunked":
+            self._send_in_chunks(place, feed, CHUNK_BYTES, location)
+        elif limited and feed.descriptor.size > LIMITED_CHUNK_BYTES:
+            self._send_in_chunks(place, feed, LIMITED_CHUNK_BYTES, location)
+        else:
+            self._send_at_once(place, feed, location)
+
+    def _send_at_once(self, place: Place, feed: Feed, location: str | None) -> None:
+        location = location or self._start(place, _what(place, feed.descriptor)).location
+        body = _Range(feed, 0, feed.descriptor.size)
+        try:
+            self._finish(place, feed.descriptor, location, body)
+        except CancelledError:
+            self._abandon(place, location)
+            raise
+        except RequestError as error:
+            if error.status != TOO_LARGE or self._mode != "auto":
+                raise
+            self._known.limited.add(place.reference.registry)
+            self._send_in_chunks(place, feed, LIMITED_CHUNK_BYTES, None)
+
+    def _send_in_chunks(
+        self, place: Place, feed: Feed, chunk_bytes: int, location: str | None
+    ) -> None:
+        """(distribution-spec, Pushing a blob in chunks.)"""
+        self._abandon(place, location)  # a session for another kind of upload
+        session = self._start(place, _what(place, feed.descriptor))
+        try:
+            self._send_chunks(place, feed, session, max(chunk_bytes, session.least_chunk))
+            self._finish(place, feed.descriptor, session.location, b"")
+        except CancelledError:
+            self._abandon(place, session.location)
+            raise
+
+    def _send_chunks(self, place: Place, feed: Feed, session: _Session, chunk_bytes: int) -> None:
+        size, series = feed.descriptor.size, self._retries.series()
+        while session.offset < size:
+            before = session.offset
+            chunk = _Range(feed, before, min(chunk_bytes, size - before))
+            try:
+                self._send_chunk(place, session, chunk)
+            except RequestError as error:
+                if not error.retryable and error.status != OUT_OF_ORDER:
+                    raise
+                if not self._ask_how_far(place, session):
+                    raise
+                error.kind = "broken"  # being out of order passes, now that we know better
+                series.failed(error, moved=session.offset != before)
+
+    def _send_chunk(self, place: Place, session: _Session, chunk: _Range) -> None:
+        end = chunk.start + chunk.length
+        headers = {**_OCTETS, "Content-Range": f"{chunk.start}-{end - 1}"}
+        answer = self._dialog.ask(
+            place,
+            Request("PATCH", session.location, headers, chunk),
+            push_scopes(place.reference),
+            expected=(200, 201, 202, 204),
+            what=_what(place, chunk.feed.descriptor),
+        )
+        self._follow(place, session, answer, end)
+        if not chunk.start < session.offset <= end:
+            raise RegistryError(
+                f"PATCH {redacted(answer.url)} took {end} bytes and speaks of {session.offset}"
+            )
+
+    def _ask_how_far(self, place: Place, session: _Session) -> bool:
+        """Brings the session up to date after a failure; false when the registry forgot it."""
+        try:
+            answer = self._dialog.ask(
+                place,
+                Request("GET", session.location),
+                push_scopes(place.reference),
+                expected=(200, 202, 204),
+                what="no such upload",
+            )
+        except RegistryError:
+            return False
+        self._follow(place, session, answer, session.offset)
+        return True
+
+    def _follow(self, place: Place, session: _Session, answer: Answer, end: int) -> None:
+        if answer.headers.get("Location"):
+            session.location = self._location(place, answer)
+        match = _RANGE.match(answer.headers.get("Range", "").strip())
+        # `0-0` may mean one byte or none; of one byte that was sent it means one.
+        last = header_number(match.group(1)) if match else end - 1
+        if last is None:
+            raise RegistryError(f"{redacted(answer.url)} answered with a senseless `Range`")
+        session.offset = 0 if match and last == 0 and end != 1 else last + 1
+
+    def _start(self, place: Place, what: str) -> _Session:
+        answer = self._dialog.ask(
+            place,
+            Request("POST", self._dialog.url(place, "blobs/uploads/")),
+            push_scopes(place.reference),
+            expected=(202,),
+            what=what,
+        )
+        least = header_number(answer.headers.get("OCI-Chunk-Min-Length", "").strip())
+        return _Session(self._location(place, answer), least or 0)
+
+    def _finish(
+        self, place: Place, descriptor: Descriptor, location: str, body: _Range | bytes
+    ) -> None:
+        # The query of a location is the registry's own affair: nothing in it may be touched.
+        joint = "&" if urlsplit(location).query else "?"
+        self._dialog.ask(
+            place,
+            Request(
+                "PUT",
+                f"{location}{joint}digest={quote(str(descriptor.digest), safe='')}",
+                _OCTETS,
+                body,
+                read_seconds=final_seconds(descriptor.size),
+            ),
+            push_scopes(place.reference),
+            expected=(200, 201, 204),
+            what=_what(place, descriptor),
+        )
+
+    def _abandon(self, place: Place, location: str | None) -> None:
+        """Ends an upload that nobody will finish; the registry's own clean-up does it, too."""
+        if location is None:
+            return
+        request = Request("DELETE", location, read_seconds=CANCEL_SECONDS)
+        try:
+            self._dialog.send(place, request, push_scopes(place.reference)).close()
+        except RegistryError:
+            return
+
+    def _location(self, place: Place, answer: Answer) -> str:
+        location = answer.headers.get("Location")
+        if not location:
+            raise RegistryError(f"POST {redacted(answer.url)} answered without a `Location`")
+        return self._dialog.resolve(place, location, answer.url)
+
+
+def _what(place: Place, descriptor: Descriptor) -> str:
+    return f"cannot push blob `{descriptor.digest}` to `{place.reference.name}`"
+
+
+def _mountable(reference: Reference, sources: Sequence[Reference]) -> list[Reference]:
+    """The repositories of the same registry that a blob may be mounted from, each once."""
+    others = {
+        source.repository: source for source in sources if source.registry == reference.registry
+    }
+    others.pop(reference.repository, None)
+    return list(others.values())

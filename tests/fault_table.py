@@ -1,0 +1,72 @@
+"""Makes `docs/registry-faults.md` out of the rows of `tests/fault_rows.py`.
+
+The tests take what they expect from the same rows; here they are only told. Neither pytest nor
+ocis2i is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tests.fault_rows import BUILDS, PULLS, PUSHES, Row
+
+PROJECT = Path(__file__).parent.parent
+PAGE = PROJECT / "docs" / "registry-faults.md"
+
+INTRODUCTION = """\
+# What registries do wrong, and what ocis2i makes of it
+
+This page is written by `scripts/fault_table` from `tests/fault_rows.py`, and so is what the tests
+expect; a test says when it is not current. How registries are found and logged in to is in
+[registries.md](registries.md).
+
+Each row is tried with the program, a real registry and a proxy between them that lets this go wrong
+(`tests/fakes/fault_proxy.py`): [test_fault_table.py](../tests/e2e/test_fault_table.py). The proxy
+wants tokens, and they are good for one repository and for what they were asked for, no more. What
+is not said to be *always* happens once. Then the program ends with 0, with the default settings.
+What happens always ends it within 30 seconds with another exit code and the one line that is
+quoted; then no tag points to a part of an image, and the store has no part of a blob under its
+digest.
+"""
+
+CHAPTERS = (("Pushing", PUSHES), ("Pulling", PULLS), ("Building", BUILDS))
+
+
+def answer(row: Row) -> str:
+    """What ocis2i does, in words."""
+    if row.recovers:
+        flags = f" (`{' '.join(row.flags)}`)" if row.flags else ""
+        return f"{row.recovers}{flags}"
+    return f"ends: “{row.said}”"
+
+
+def render(chapters: Sequence[tuple[str, Sequence[Row]]] = CHAPTERS) -> str:
+    """The page."""
+    parts = [INTRODUCTION]
+    for title, rows in chapters:
+        parts.append(f"\n## {title}\n\n" + _line("fault", "what ocis2i does") + _line("---", "---"))
+        parts += (_line(row.fault, answer(row)) for row in rows)
+    return "".join(parts)
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"| {cell} " for cell in (one.replace("|", "\\|") for one in cells)) + "|\n"
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Writes the page, or with `--check` only says whether it is current; the exit code."""
+    parser = argparse.ArgumentParser(prog="fault_table", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    page = render()
+    if not options.check:
+        PAGE.write_text(page)
+    elif not PAGE.exists() or PAGE.read_text() != page:
+        sys.stderr.write(
+            "error: docs/registry-faults.md is not current\nhint: run scripts/fault_table\n"
+        )
+        return 1
+    return 0
