@@ -40,6 +40,10 @@ def print_json(document: dict[str, Any]) -> None:
     import json  # noqa: PLC0415 - see above
 
     text = json.dumps(document, indent=2, ensure_ascii=False)
+    # An image's own words do not steer a terminal; JSON itself escapes only the old controls.
+    text = "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:  # a path that is no UTF-8, or a terminal that is not

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import requests
@@ -35,6 +37,7 @@ class _Stalling:
 
     patience: Callable[[], float]
     sock: Any
+    timeout: Any
 
     # urllib3 keeps the time-out for connecting on the socket until the body is sent, and sets it
     # again on a connection that is used again.
@@ -54,10 +57,40 @@ class _Stalling:
     def getresponse(self) -> Any:
         # Held here: the connection lets go of it when the answer is its last.
         sock = self.sock
-        response = super().getresponse()  # type: ignore[misc]
+        with _cut_off(sock, self.timeout) as over:
+            response = super().getresponse()  # type: ignore[misc]
+        if over.is_set():  # half a head passes for a whole one
+            response.close()
+            raise TimeoutError
         if sock is not None:
             sock.settimeout(self.patience())
         return response
+
+
+@contextmanager
+def _cut_off(sock: socket.socket | None, seconds: float | None) -> Iterator[threading.Event]:
+    """Ends a connection whose answer has no whole head after `seconds`, and says so.
+
+    One that comes byte by byte never lets the time-out of a single reading run out.
+    """
+    over = threading.Event()
+    if sock is None or seconds is None:
+        yield over
+        return
+    timer = threading.Timer(seconds, _cut, (sock, over))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+
+
+def _cut(sock: socket.socket, over: threading.Event) -> None:
+    over.set()
+    with suppress(OSError):
+        # Below TLS: its own objects are in use by whoever waits.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _pools(patience: Callable[[], float]) -> dict[str, type[HTTPConnectionPool]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,6 +276,32 @@ def test_netrc_and_cookies_play_no_part(tmp_path: Path, monkeypatch: pytest.Monk
         assert all("authorization" not in entry.headers for entry in fake.log)
         assert all("cookie" not in entry.headers for entry in fake.log)
         assert fake.log[0].headers["accept-encoding"] == "identity"
+
+
+# --- answers that do not come -------------------------------------------------------------------
+
+
+def test_a_head_that_comes_byte_by_byte_has_an_end() -> None:
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not over.wait(0.02):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with pytest.raises(RequestError) as caught:
+            Http({}).exchange(Request("GET", url, read_seconds=0.3))
+        over.set()
+    assert caught.value.kind == "broken"
 
 
 # --- TLS --------------------------------------------------------------------------------------
