@@ -134,3 +134,11 @@ def _remove_directories(directory: Path) -> None:
                 Path(entry.path).unlink()
             else:
                 Path(entry.path).rmdir()
+
+
+def boot_id() -> str:
+    """Names this run of the kernel (proc_sys_kernel(5), random/boot_id)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

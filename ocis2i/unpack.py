@@ -23,6 +23,7 @@ from ocis2i.blobs import CHUNK, VerifiedReader
 from ocis2i.compression import DiffIdReader, open_decompressed
 from ocis2i.errors import ImageError, Ocis2iError, OutputError, PolicyError
 from ocis2i.events import Notice
+from ocis2i.fs import boot_id
 from ocis2i.images import Obtained, Places, explaining, fetch_layer, origin_of
 from ocis2i.isolation.agent import Agent, Answering
 from ocis2i.manifest import Layer
@@ -230,14 +231,6 @@ def _look_up(layer: Layer, store: Store, agent: Answering) -> LayerRecord | None
         hint="use another store with --root; `ocis2i prune --all` can empty this one as long as "
         "/etc/subuid and /etc/subgid have the old ids",
     )
-
-
-def boot_id() -> str:
-    """Names this run of the kernel (proc_sys_kernel(5), random/boot_id)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _is_whole(record: LayerRecord, store: Store, agent: Answering) -> bool:

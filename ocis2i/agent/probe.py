@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from ocis2i import syscalls
-from ocis2i.agent import mounts, namespaces
+from ocis2i.agent import mapping, mounts, namespaces
 from ocis2i.agent.sides import make_build
 from ocis2i.agent.tree import opened, remove_tree
 
@@ -42,7 +42,6 @@ _PROC_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _FICLONE = 0x40049409
 # The user and the group of S2I's images, and the last ids of a container.
 _OWNERS = ((1001, 0), (65534, 65534))
-_COMPLAINT_BYTES = 2000
 
 
 class ProbeError(Exception):
@@ -109,48 +108,21 @@ def _mount_proc() -> Facts:
 
 
 def full(directory: str, mappers: list[list[str]]) -> Facts:
-    """A whole range of ids by newuidmap, and files of theirs in `directory`.
-
-    The word `PID` in the arguments of `mappers` stands for the process to map.
-    """
-    ready, made = os.pipe()
-    begin, go = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(ready)
-        os.close(go)
-        _be_mapped(directory, made, begin)
-    os.close(made)
-    os.close(begin)
-    with os.fdopen(ready, "rb") as answers, os.fdopen(go, "wb", buffering=0) as signals:
-        first = answers.readline()
-        if json.loads(first or b"{}").get("ok"):
-            for argv in mappers:
-                _run_mapper([str(child) if word == "PID" else word for word in argv])
-            signals.write(b"m")
-            first = answers.readline()
-    os.waitpid(child, 0)
-    return _answered(first)
-
-
-def _be_mapped(directory: str, answers: int, begin: int) -> None:
-    def work() -> Facts:
+    """A whole range of ids by newuidmap, and files of theirs in `directory`."""
+    with mapping.waiting(mappers) as waiting:
         with step("unshare"):
             syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        os.write(answers, b'{"ok": true}\n')
-        if not os.read(begin, 1):
-            os._exit(1)  # who should have mapped us has failed, and said so
-        with step("become"):
-            os.setresgid(0, 0, 0)
-            os.setgroups([])
-            os.setresuid(0, 0, 0)
-        with step("mount"):
-            syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-        _own_files(directory)
-        return {}
-
-    os.write(answers, json.dumps(_result(work)).encode() + b"\n")
-    os._exit(0)
+        refused = mapping.let_go(waiting)
+    if refused:
+        words = refused.said.strip().splitlines()
+        tool = os.path.basename(refused.program)
+        raise ProbeError(tool, None, words[-1] if words else f"exit code {refused.code}")
+    with step("become"):
+        namespaces.become_root()
+    with step("mount"):
+        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    _own_files(directory)
+    return {}
 
 
 def _own_files(directory: str) -> None:
@@ -162,21 +134,6 @@ def _own_files(directory: str) -> None:
                 os.chown(path, *owner)
         finally:
             os.unlink(path)
-
-
-def _run_mapper(argv: list[str]) -> None:
-    complaints, end = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, end, 2), (os.POSIX_SPAWN_CLOSE, complaints)]
-    pid = os.posix_spawn(argv[0], argv, {}, file_actions=actions)
-    os.close(end)
-    with os.fdopen(complaints, "rb") as pipe:
-        said = pipe.read(_COMPLAINT_BYTES)
-    _, status = os.waitpid(pid, 0)
-    if status:
-        words = said.decode(errors="replace").strip().splitlines()
-        code = os.waitstatus_to_exitcode(status)
-        tool = os.path.basename(argv[0])
-        raise ProbeError(tool, None, words[-1] if words else f"exit code {code}")
 
 
 def overlay(directory: str, way: str, program: str) -> Facts:

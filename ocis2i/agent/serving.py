@@ -505,18 +505,12 @@ def _enter(parent: socket.socket, wanted: Request) -> bool:
             if refused is None:
                 # AppArmor lets everybody have a user namespace, but nothing in it (Ubuntu 23.10 and
                 # later): then it is the change of ids that fails.
-                _become_root()
+                namespaces.become_root()
                 return True
             send(parent, {"mapper": refused.program, "exit": refused.code, "said": refused.said})
         except OSError as error:
             send(parent, {"error": str(error), "errno": error.errno})
     return False
-
-
-def _become_root() -> None:
-    os.setresgid(0, 0, 0)
-    os.setgroups([])
-    os.setresuid(0, 0, 0)
 
 
 def _serve(parent: socket.socket, ids: str) -> None:

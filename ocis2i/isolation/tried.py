@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from ocis2i.fs import boot_id
 from ocis2i.isolation.ground import Ground
 
 
@@ -84,9 +85,8 @@ def _program_facts(program: str, ground: Ground) -> list[object]:
 
 def _facts(identity: list[int], ground: Ground) -> list[object]:
     """Another kernel, another ground or another limit: then it has to be tried again."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    boot = boot_id()
+    if not boot:
         return []
     return [boot, *identity, ground.ids, ground.map, _limits()]
 
