@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from ocis2i.container_config import SYSTEM_DIRECTORY, user_directory
 from ocis2i.errors import RegistryError, UsageError
+from ocis2i.reference import DEFAULT_REGISTRY, HUB_API
 
 if TYPE_CHECKING:
     import ssl
 
 DOCKER_DIRECTORY = Path("/etc/docker")
-_HUB, _HUB_API = "docker.io", "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def certificate_places(environment: Mapping[str, str]) -> list[Path]:
 
 def host_directory(host: str, places: list[Path]) -> Path | None:
     """The first directory of `places` that has files for `host` (with its port, if not 443)."""
-    name = _HUB if host == _HUB_API else host
+    name = DEFAULT_REGISTRY if host == HUB_API else host
     if not name or name.startswith(".") or "/" in name:
         return None
     return next((place / name for place in places if (place / name).is_dir()), None)

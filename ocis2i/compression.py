@@ -13,6 +13,7 @@ the time of level 4 for 3 % fewer bytes. (zstd at level 3: 175 MiB/s and 2.96.)
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
 from collections import deque
@@ -405,17 +406,17 @@ def compress(
     *,
     compression: Compression,
     level: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> WrittenLayer:
     """Copies a tar into a blob and computes both digests on the way.
 
     `level` is 0 to 9 for gzip, 1 to 19 for zstd, and nothing for no compression; `None` is the
-    default. The blob does not depend on `workers`, the number of threads. Memory does not grow with
-    the tar: gzip and zstd's default need less than 40 MiB, zstd's highest level some 220.
-    Raises `UsageError` for a level that is not there; an `OSError` of `out` is the caller's, who
-    knows its name.
+    default. The blob does not depend on `workers`, the number of threads, one for each
+    processor that we may use. Memory does not grow with the tar: gzip and zstd's default need
+    less than 40 MiB, zstd's highest level some 220. Raises `UsageError` for a level that is not
+    there; an `OSError` of `out` is the caller's, who knows its name.
     """
-    encode = _encoder(compression, level, workers)
+    encode = _encoder(compression, level, workers or len(os.sched_getaffinity(0)))
     tar_hash, blob_hash = hashlib.sha256(), hashlib.sha256()
     sizes = [0, 0]
 

@@ -6,7 +6,6 @@ The user's secret goes over pipes only, and never into a message.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,10 +15,10 @@ from ocis2i.auth import printable
 from ocis2i.credentials import IDENTITY_USER, Credentials
 from ocis2i.errors import RegistryError
 from ocis2i.limits import parse_duration
+from ocis2i.registries import HELPER_NAME
 
 HELPER_SECONDS = 60.0
 _SECONDS_VARIABLE = "OCIS2I_HELPER_TIMEOUT"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Helper:
         self, verb: Literal["get", "store", "erase"], server: str, said: bytes
     ) -> proc.Finished | None:
         """How it ended, `None` when it says that it has no such credentials."""
-        if not _NAME.match(self.name):
+        if not HELPER_NAME.match(self.name):
             raise RegistryError(
                 f"{self.named_by} names the credential helper `{self.name}`, which is no name"
             )

@@ -17,6 +17,7 @@ from ocis2i.store import Store, StoredImage
 if TYPE_CHECKING:
     from ocis2i.build import BuildResult
     from ocis2i.images import Inspected
+    from ocis2i.outputs import Delivered
     from ocis2i.spec import BuildSpec
 
 VERSION = 1
@@ -113,6 +114,12 @@ def build_info(
         "stages": list(found.values()),
         "failureReason": {"reason": reason, "message": message},
     }
+
+
+def delivered_row(place: Delivered) -> dict[str, str]:
+    """Where an image or artifact is now."""
+    reference = f"{place.where}@{place.digest}"
+    return {"where": place.where, "digest": str(place.digest), "reference": reference}
 
 
 def _milliseconds(seconds: float) -> int:

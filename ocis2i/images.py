@@ -15,18 +15,14 @@ from ocis2i.blobs import ImageSource, VerifiedReader, read_document
 from ocis2i.errors import ImageError, RegistryError, UsageError
 from ocis2i.events import Report
 from ocis2i.manifest import (
-    OCI_MANIFEST,
     Descriptor,
-    Encoded,
     Image,
     Index,
     Manifest,
     choose_platform,
     decode_image,
-    encode_image,
     layer_type_as_oci,
 )
-from ocis2i.outputs import Delivered, deliver, parse_output
 from ocis2i.policy import Policy
 from ocis2i.reference import (
     Digest,
@@ -40,7 +36,7 @@ from ocis2i.reference import (
 from ocis2i.registries import Registries
 from ocis2i.registry import Registry
 from ocis2i.store import Store
-from ocis2i.transfer import RegistryImage, in_parallel, is_foreign, push_image
+from ocis2i.transfer import RegistryImage, in_parallel, is_foreign
 
 
 class PullPolicy(Enum):
@@ -538,46 +534,3 @@ def _inspected(name: str, source: ImageSource, platform: Platform | None) -> Ins
             raise
         return Inspected(name, None, b"", index)
     return Inspected(name, manifest, read_document(source, manifest.config), index)
-
-
-def push(found: Obtained, target: Location, places: Places) -> Delivered:
-    """Sends an image of the store to a registry or writes it to a path; where it is now.
-
-    Pushed are the manifest's own bytes. Raises `RegistryError` or `OutputError`.
-    """
-    encoded = Encoded(
-        found.manifest.raw,
-        read_document(places.store, found.manifest.config),
-        found.manifest.descriptor,
-        found.manifest.config,
-    )
-    if isinstance(target, PathLocation):
-        if found.manifest.descriptor.media_type != OCI_MANIFEST:
-            encoded = encode_image(found.image)
-        output = parse_output(str(target))
-        blobs = Blobs(places, found.origin)
-        return deliver(output, found.image, encoded, blobs, name=found.reference)
-    if isinstance(target, StoredLocation):
-        raise UsageError(
-            f"`{found.name}` needs a name to be pushed to", hint="give it as second argument"
-        )
-    reference = target.reference.with_default_tag()
-    check_digest(reference, encoded.descriptor.digest, found.name)
-    mount_from = tuple(one for one in (found.reference, found.origin) if one)
-    push_image(
-        places.registry,
-        reference,
-        encoded,
-        found.manifest.layers,
-        PassingBlobs(places, found.origin),
-        mount_from=mount_from,
-        whereabouts=places.store.whereabouts,
-        jobs=places.jobs,
-    )
-    return Delivered(reference.name, encoded.descriptor.digest)
-
-
-def check_digest(target: Reference, digest: Digest, name: str) -> None:
-    """Raises `UsageError` when what has `digest` cannot be pushed to `target`."""
-    if target.digest and target.digest != digest:
-        raise UsageError(f"`{name}` is `{digest}` and cannot be pushed as `{target}`")

@@ -39,8 +39,7 @@ class Member:
     @property
     def encoded(self) -> Encoded:
         """The image as bytes."""
-        manifest = self.manifest
-        return Encoded(manifest.raw, self.config, manifest.descriptor, manifest.config)
+        return Encoded.of(self.manifest, self.config)
 
 
 def member_of(

@@ -10,7 +10,6 @@ from ocis2i.errors import ImageError, UsageError
 from ocis2i.images import (
     DEEPEST,
     TOO_DEEP,
-    PassingBlobs,
     Places,
     StoredSource,
     children,
@@ -76,9 +75,9 @@ def join(
 def _copy(found: Found, target: Reference, places: Places) -> None:
     member = found.member
     pinned = replace(target, tag=None, digest=member.manifest.descriptor.digest)
-    mount_from = (found.origin,) if found.origin else ()
-    blobs = PassingBlobs(places, found.origin)
-    image = Sendable(member.encoded, member.manifest.layers, blobs, mount_from)
+    image = Sendable.of(
+        member.encoded, member.manifest.layers, places, known=None, origin=found.origin
+    )
     send(image, [pinned], places)
 
 

@@ -19,12 +19,11 @@ from ocis2i.credentials import PASSWORD_FILE, Credentials, Given, given_for
 from ocis2i.errors import RegistryError, UsageError
 from ocis2i.events import Notice, Report, silent
 from ocis2i.net import redacted
-from ocis2i.reference import DEFAULT_REGISTRY, Reference
+from ocis2i.reference import DEFAULT_REGISTRY, HUB_NAMES, Reference
 from ocis2i.registries import AUTH_FILES
 
 # What Docker calls its registry in files and to helpers.
 HUB_KEY = "https://index.docker.io/v1/"
-_HUB_HOSTS = (DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +233,12 @@ def server_name(registry: str) -> str:
 
 def host_keys(registry: str) -> tuple[str, ...]:
     """The keys that stand for a registry in `credHelpers` and, as they are, in `auths`."""
-    return (*_HUB_HOSTS, HUB_KEY) if registry == DEFAULT_REGISTRY else (registry,)
+    return (*HUB_NAMES, HUB_KEY) if registry == DEFAULT_REGISTRY else (registry,)
 
 
 def keys_of(auths: Mapping[str, Any], registry: str) -> list[str]:
     """The keys of `auths` that stand for a whole registry, by whatever name."""
-    hosts = _HUB_HOSTS if registry == DEFAULT_REGISTRY else (registry,)
+    hosts = HUB_NAMES if registry == DEFAULT_REGISTRY else (registry,)
     return [key for key in auths if key in hosts or _host_of_url(key) in hosts]
 
 
@@ -259,7 +258,7 @@ def _matching_keys(auths: Mapping[str, Any], reference: Reference) -> Iterator[s
     namespace and must not be taken for the whole host.
     """
     parts = reference.repository.split("/")
-    hosts = _HUB_HOSTS if reference.registry == DEFAULT_REGISTRY else (reference.registry,)
+    hosts = HUB_NAMES if reference.registry == DEFAULT_REGISTRY else (reference.registry,)
     for depth in range(len(parts), -1, -1):
         for host in hosts:
             key = "/".join((host, *parts[:depth]))

@@ -161,6 +161,11 @@ class Encoded:
     descriptor: Descriptor
     config_descriptor: Descriptor
 
+    @classmethod
+    def of(cls, manifest: Manifest, config: bytes) -> Encoded:
+        """An image as it was read, byte for byte."""
+        return cls(manifest.raw, config, manifest.descriptor, manifest.config)
+
 
 # --- reading ----------------------------------------------------------------------------------
 

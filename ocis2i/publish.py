@@ -1,4 +1,4 @@
-"""Sends what the store has to registries: an index with its images, and one image by many names."""
+"""Sends what the store has to where others get it: an image, by many names, or an index."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from ocis2i.blobs import BlobSource, read_document
 from ocis2i.errors import ImageError, UsageError
-from ocis2i.images import DEEPEST, PassingBlobs, Places
+from ocis2i.images import DEEPEST, Blobs, Obtained, PassingBlobs, Places
 from ocis2i.indexes import platform_words
-from ocis2i.manifest import Descriptor, Encoded, Index, Manifest
-from ocis2i.outputs import Delivered
-from ocis2i.reference import Digest, Reference
+from ocis2i.manifest import OCI_MANIFEST, Descriptor, Encoded, Index, Manifest, encode_image
+from ocis2i.outputs import Delivered, deliver, parse_output
+from ocis2i.reference import Digest, Location, PathLocation, Reference, StoredLocation
 from ocis2i.store import Store
 from ocis2i.transfer import is_foreign, push_image
 
@@ -23,7 +23,52 @@ class Sendable:
     encoded: Encoded
     layers: Sequence[Descriptor]
     blobs: BlobSource
-    mount_from: tuple[Reference, ...] = ()
+    mount_from: tuple[Reference, ...]
+
+    @classmethod
+    def of(
+        cls,
+        encoded: Encoded,
+        layers: Sequence[Descriptor],
+        places: Places,
+        *,
+        known: Reference | None,
+        origin: Reference | None,
+    ) -> Sendable:
+        """Layers may be mounted from `known` and `origin`; the latter has what the store lacks."""
+        mount_from = tuple(one for one in (known, origin) if one)
+        return cls(encoded, layers, PassingBlobs(places, origin), mount_from)
+
+
+def push(found: Obtained, target: Location, places: Places) -> Delivered:
+    """Sends an image of the store to a registry or writes it to a path; where it is now.
+
+    Pushed are the manifest's own bytes. Raises `RegistryError` or `OutputError`.
+    """
+    encoded = Encoded.of(found.manifest, read_document(places.store, found.manifest.config))
+    if isinstance(target, PathLocation):
+        if found.manifest.descriptor.media_type != OCI_MANIFEST:
+            encoded = encode_image(found.image)
+        output = parse_output(str(target))
+        blobs = Blobs(places, found.origin)
+        return deliver(output, found.image, encoded, blobs, name=found.reference)
+    if isinstance(target, StoredLocation):
+        raise UsageError(
+            f"`{found.name}` needs a name to be pushed to", hint="give it as second argument"
+        )
+    reference = target.reference.with_default_tag()
+    check_digest(reference, encoded.descriptor.digest, found.name)
+    image = Sendable.of(
+        encoded, found.manifest.layers, places, known=found.reference, origin=found.origin
+    )
+    send(image, [reference], places)
+    return Delivered(reference.name, encoded.descriptor.digest)
+
+
+def check_digest(target: Reference, digest: Digest, name: str) -> None:
+    """Raises `UsageError` when what has `digest` cannot be pushed to `target`."""
+    if target.digest and target.digest != digest:
+        raise UsageError(f"`{name}` is `{digest}` and cannot be pushed as `{target}`")
 
 
 def send(image: Sendable, names: Sequence[Reference], places: Places) -> None:
@@ -122,11 +167,9 @@ def _sendable(
     places: Places,
 ) -> Sendable:
     store = places.store
-    config = read_document(store, manifest.config)
-    encoded = Encoded(manifest.raw, config, manifest.descriptor, manifest.config)
+    encoded = Encoded.of(manifest, read_document(store, manifest.config))
     origin = store.origin(manifest.descriptor.digest)
-    known = tuple(one for one in (name, origin) if one)
-    return Sendable(encoded, manifest.layers, PassingBlobs(places, origin), known)
+    return Sendable.of(encoded, manifest.layers, places, known=name, origin=origin)
 
 
 # --- all tags of a name -------------------------------------------------------------------------

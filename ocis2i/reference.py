@@ -15,6 +15,9 @@ from typing import Literal
 from ocis2i.errors import UsageError
 
 DEFAULT_REGISTRY = "docker.io"
+HUB_API = "registry-1.docker.io"
+# Its names, the one in a `Reference` first.
+HUB_NAMES = (DEFAULT_REGISTRY, "index.docker.io", HUB_API)
 DEFAULT_TAG = "latest"
 NAME_LIMIT = 255
 
@@ -340,7 +343,7 @@ def _split_tag(rest: str) -> tuple[str, str | None]:
 def _split_registry(name: str) -> tuple[str, str]:
     first, _, rest = name.partition("/")
     registry, repository = (first, rest) if _names_registry(name) else (DEFAULT_REGISTRY, name)
-    if registry in ("index.docker.io", "registry-1.docker.io"):
+    if registry in HUB_NAMES:
         registry = DEFAULT_REGISTRY
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = f"library/{repository}"

@@ -21,7 +21,7 @@ from ocis2i.container_config import (
 )
 from ocis2i.endpoints import Place
 from ocis2i.errors import PolicyError, UsageError
-from ocis2i.reference import DEFAULT_REGISTRY, Reference
+from ocis2i.reference import DEFAULT_REGISTRY, HUB_NAMES, Reference
 
 _WHAT = "the registries file"
 # The name that stands for the auth.json files in `credential-helpers`.
@@ -30,10 +30,10 @@ AUTH_FILES = "containers-auth.json"
 Pulls: TypeAlias = Literal["all", "digest-only", "tag-only"]
 ShortNames: TypeAlias = Literal["enforcing", "permissive", "disabled"]
 
-_HUB_NAMES = ("index.docker.io", "registry-1.docker.io")
 _LOCATION = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]_-]*(?:/[a-z0-9._-]+)*\Z")
 _WILDCARD = re.compile(r"\*\.[A-Za-z0-9.-]+\Z")
-_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# What follows `docker-credential-` in the name of a program.
+HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def parse(data: bytes, path: Path) -> Part:
         if "/" in name or not _LOCATION.match(name):
             raise reader.error("unqualified-search-registries", f"`{name}` is not a registry")
     for name in helpers or ():
-        if not _HELPER.match(name):
+        if not HELPER_NAME.match(name):
             raise reader.error("credential-helpers", f"`{name}` is not the name of a helper")
     return Part(
         tuple(_rule(table, reader) for table in tables),
@@ -357,7 +357,7 @@ def _moved(reference: Reference, rule: Rule, location: str) -> Reference:
         raise UsageError(
             f"`{rule.path}` moves `{reference.name}` to `{name}`, which is no repository"
         )
-    registry = DEFAULT_REGISTRY if registry in _HUB_NAMES else registry
+    registry = DEFAULT_REGISTRY if registry in HUB_NAMES else registry
     return Reference(registry, repository, reference.tag, reference.digest)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -148,8 +147,7 @@ def write_cache(entry: CacheEntry, target: Reference, places: Places, tar: Binar
     expires = entry.spec.now + timedelta(seconds=entry.spec.ttl_seconds)
     annotations = {CACHE_KEY: entry.key, CACHE_EXPIRES: format_time(expires)}
     with places.store.scratch_file() as packed:
-        workers = len(os.sched_getaffinity(0))
-        compress(tar, packed, compression=Compression.ZSTD, workers=workers)
+        compress(tar, packed, compression=Compression.ZSTD)
         packed.flush()
         part = Part(Path(str(packed.name)), OCI_LAYER_ZSTD)
         pushed = push_artifact(places.registry, target, CACHE_TYPE, [part], annotations=annotations)

@@ -11,7 +11,7 @@ from ocis2i.container import Site
 from ocis2i.errors import ImageError
 from ocis2i.events import stage
 from ocis2i.fs import explain
-from ocis2i.images import Blobs, Obtained, PassingBlobs
+from ocis2i.images import Blobs, Obtained
 from ocis2i.inputs import Inputs
 from ocis2i.manifest import (
     OCI_LAYER,
@@ -80,7 +80,6 @@ def write_layer(
                         blob,
                         compression=spec.compression,
                         level=spec.compression_level,
-                        workers=len(os.sched_getaffinity(0)),
                     )
             except OSError as error:
                 what = "the layer cannot be written"
@@ -136,11 +135,9 @@ def deliver_result(
     if not spec.push or spec.name is None:
         return tuple(delivered), False
     with stage(tools.report, "push", ", ".join(map(str, spec.names))):
-        sendable = Sendable(
-            encoded,
-            [layer.descriptor for layer in image.layers],
-            PassingBlobs(tools.places, base.origin),
-            tuple(one for one in (base.reference, base.origin) if one),
+        layers = [layer.descriptor for layer in image.layers]
+        sendable = Sendable.of(
+            encoded, layers, tools.places, known=base.reference, origin=base.origin
         )
         send(sendable, spec.names, tools.places)
     return tuple(delivered), True

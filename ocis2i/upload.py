@@ -159,9 +159,7 @@ def _pack(root: Path, path: Path, *, exact: int | None, latest: int | None) -> s
     """Writes the tree of `root` to the compressed tar `path`; the digest of the tar inside."""
     pieces = _Pieces(tar_of(root, exact=exact, latest=latest))
     with path.open("wb") as out:
-        written = compress(
-            pieces, out, compression=Compression.GZIP, workers=len(os.sched_getaffinity(0))
-        )
+        written = compress(pieces, out, compression=Compression.GZIP)
     return str(written.diff_id)
 
 

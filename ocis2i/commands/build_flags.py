@@ -18,8 +18,8 @@ from ocis2i.commands.flags import (
     TransferFlags,
     option,
 )
+from ocis2i.commands.source_flags import SourceFlags
 from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
-from ocis2i.sources import DEFAULT_EXCLUDE
 
 _POLICIES = "always, never or if-not-present."
 
@@ -225,7 +225,7 @@ class CommonBuildFlags(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildFlags(CommonBuildFlags):
+class BuildFlags(CommonBuildFlags, SourceFlags):
     """`build`."""
 
     source: Annotated[
@@ -237,28 +237,10 @@ class BuildFlags(CommonBuildFlags):
         typer.Argument(help="The S2I builder image: a name, or oci:, oci-archive:, ..."),
     ] = None
     tag: Annotated[str | None, typer.Argument(help="The name of the result.")] = None
-    ref: Annotated[
-        str | None, option("--ref", "-r", help="Branch, tag, commit or pull request to build.")
-    ] = None
     depth: Annotated[
         int | None,
         option("--depth", metavar="N", min=1, help="Clone no more than the last N commits."),
     ] = None
-    context_dir: Annotated[
-        str | None, option("--context-dir", metavar="DIR", help="Directory in the source.")
-    ] = None
-    copy: Annotated[
-        bool, option("--copy", "-c", help="Copy a local directory even if it is a clone.")
-    ] = False
-    exclude: Annotated[
-        str, option("--exclude", metavar="REGEX", help="Files of the source to leave out.")
-    ] = DEFAULT_EXCLUDE
-    keep_symlinks: Annotated[
-        bool, option("--keep-symlinks", help="When copying, copy links as links.")
-    ] = False
-    ignore_submodules: Annotated[
-        bool, option("--ignore-submodules", help="Leave git submodules out.")
-    ] = False
     scripts_url: Annotated[
         str | None,
         option(

@@ -34,17 +34,7 @@ def build_spec(flags: BuildFlags, here: Context) -> BuildSpec:
     spec = common_spec(flags, here, builder=flags.builder or "", tag=flags.tag)
     return replace(
         spec,
-        source=parse_source(
-            flags.source or "",
-            cwd=here.tools.cwd,
-            ref=flags.ref,
-            context_dir=flags.context_dir,
-            copy=flags.copy,
-            exclude=flags.exclude,
-            keep_symlinks=flags.keep_symlinks,
-            ignore_submodules=flags.ignore_submodules,
-            depth=flags.depth,
-        ),
+        source=flags.parsed(flags.source or "", here.tools.cwd, depth=flags.depth),
         scripts_url=flags.scripts_url,
         assemble_user=user_flag(flags.assemble_user, "--assemble-user"),
         allowed_uids=parse_uid_ranges(flags.allowed_uids or ""),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ocis2i.commands.context import Context, context, digest_file
+from ocis2i.commands.delivered import print_delivered
 from ocis2i.commands.flags import (
     CredentialFlags,
     DigestFileFlags,
@@ -21,21 +22,19 @@ from ocis2i.commands.flags import (
     option,
 )
 from ocis2i.commands.state import print_json
-from ocis2i.documents import VERSION, image_row, inspect_document
+from ocis2i.documents import VERSION, delivered_row, image_row, inspect_document
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.images import (
     Layers,
     PullPolicy,
-    check_digest,
     from_store,
     inspect,
     obtain,
     pull_everything,
-    push,
 )
 from ocis2i.manifest import Index
 from ocis2i.outputs import Delivered
-from ocis2i.publish import send_all_tags, send_index
+from ocis2i.publish import check_digest, push, send_all_tags, send_index
 from ocis2i.reference import (
     Digest,
     PathLocation,
@@ -84,7 +83,7 @@ def pull_image(flags: PullImageFlags) -> None:
                 )
                 name = found.reference or location.reference
                 digest = found.manifest.descriptor.digest
-        _print_place(Delivered(name.name, digest), as_json=flags.as_json)
+        print_delivered(Delivered(name.name, digest), as_json=flags.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +119,7 @@ def push_image(flags: PushImageFlags) -> None:
         place = _push(flags, here)
         if file:
             file.write(str(place.digest))
-        _print_place(place, as_json=flags.as_json)
+        print_delivered(place, as_json=flags.as_json)
 
 
 def _push(flags: PushImageFlags, here: Context) -> Delivered:
@@ -160,27 +159,8 @@ def _push_all_tags(flags: PushImageFlags) -> None:
         for place in pushed:
             print(f"{place.where}@{place.digest}")
         return
-    rows = [
-        {"where": one.where, "digest": str(one.digest), "reference": f"{one.where}@{one.digest}"}
-        for one in pushed
-    ]
+    rows = [delivered_row(one) for one in pushed]
     print_json({"version": VERSION, "state": "succeeded", "pushed": rows})
-
-
-def _print_place(place: Delivered, *, as_json: bool) -> None:
-    reference = f"{place.where}@{place.digest}"
-    if as_json:
-        print_json(
-            {
-                "version": VERSION,
-                "state": "succeeded",
-                "where": place.where,
-                "digest": str(place.digest),
-                "reference": reference,
-            }
-        )
-    else:
-        print(reference)
 
 
 def _stored_name(text: str) -> Reference | Digest:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ocis2i.commands.context import Context, context, digest_file
+from ocis2i.commands.delivered import print_delivered
 from ocis2i.commands.flags import (
     CredentialFlags,
     DigestFileFlags,
@@ -20,14 +21,15 @@ from ocis2i.commands.flags import (
     TimeFlags,
     option,
 )
+from ocis2i.commands.source_flags import SourceFlags
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import stage
 from ocis2i.manifest import Descriptor
 from ocis2i.oci_artifacts import SOURCE_TYPE, TITLE, referrer_type
+from ocis2i.outputs import Delivered
 from ocis2i.reference import (
-    Digest,
     Reference,
     RegistryLocation,
     parse_location,
@@ -35,7 +37,7 @@ from ocis2i.reference import (
 )
 from ocis2i.referrers import list_under_tag, referrers_of
 from ocis2i.report import human_size, printable, table
-from ocis2i.sources import DEFAULT_EXCLUDE, Source, parse_source
+from ocis2i.sources import Source
 from ocis2i.upload import FileSource, check_target, title_of, upload
 
 # RFC 6838, section 4.2, with a tree and a suffix or not.
@@ -43,7 +45,7 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&.+^-]{0,126}/[A-Za-z0-9][\w!#$&.+^-
 
 
 @dataclass(frozen=True, kw_only=True)
-class UploadFlags(CredentialFlags, SendFlags, DigestFileFlags, TalkFlags, JsonFlags):
+class UploadFlags(CredentialFlags, SendFlags, DigestFileFlags, TalkFlags, JsonFlags, SourceFlags):
     """`upload`."""
 
     source: Annotated[
@@ -51,24 +53,6 @@ class UploadFlags(CredentialFlags, SendFlags, DigestFileFlags, TalkFlags, JsonFl
         typer.Argument(help="A directory, or a file that is taken as it is; git URLs work, too."),
     ]
     reference: Annotated[str, typer.Argument(help="The name of the artifact in a registry.")]
-    ref: Annotated[
-        str | None, option("--ref", "-r", help="Branch, tag or commit of a repository.")
-    ] = None
-    context_dir: Annotated[
-        str | None, option("--context-dir", metavar="DIR", help="Directory in the source.")
-    ] = None
-    copy: Annotated[
-        bool, option("--copy", "-c", help="Copy a local directory even if it is a clone.")
-    ] = False
-    exclude: Annotated[
-        str, option("--exclude", metavar="REGEX", help="Files of the source to leave out.")
-    ] = DEFAULT_EXCLUDE
-    keep_symlinks: Annotated[
-        bool, option("--keep-symlinks", help="When copying, copy links as links.")
-    ] = False
-    ignore_submodules: Annotated[
-        bool, option("--ignore-submodules", help="Leave git submodules out.")
-    ] = False
 
     @property
     def named_image(self) -> str:
@@ -91,30 +75,21 @@ def upload_source(flags: UploadFlags) -> None:
         )
         if file:
             file.write(str(artifact.digest))
-    _print_pushed(target, artifact.digest, SOURCE_TYPE, as_json=flags.as_json)
+    place = Delivered(target.name, artifact.digest)
+    print_delivered(place, as_json=flags.as_json, artifact_type=SOURCE_TYPE)
 
 
 def _source(flags: UploadFlags, cwd: Path) -> Source | FileSource:
     path = cwd / flags.source
     if _is_file(path):
-        ways = {"ref", "context_dir", "copy", "exclude", "keep_symlinks", "ignore_submodules"}
-        if meant := sorted(ways & flags.given):
+        if meant := flags.source_flags:
             raise UsageError(
                 f"--{meant[0].replace('_', '-')} has no meaning for a file, and `{flags.source}` "
                 "is one",
                 hint="a file is uploaded as it is",
             )
         return FileSource(path)
-    return parse_source(
-        flags.source,
-        cwd=cwd,
-        ref=flags.ref,
-        context_dir=flags.context_dir,
-        copy=flags.copy,
-        exclude=flags.exclude,
-        keep_symlinks=flags.keep_symlinks,
-        ignore_submodules=flags.ignore_submodules,
-    )
+    return flags.parsed(flags.source, cwd)
 
 
 def _is_file(path: Path) -> bool:
@@ -122,23 +97,6 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
         return False
-
-
-def _print_pushed(reference: Reference, digest: Digest, kind: str, *, as_json: bool) -> None:
-    pinned = f"{reference.name}@{digest}"
-    if not as_json:
-        print(pinned)
-        return
-    print_json(
-        {
-            "version": VERSION,
-            "state": "succeeded",
-            "where": reference.name,
-            "digest": str(digest),
-            "reference": pinned,
-            "artifact_type": kind,
-        }
-    )
 
 
 # --- referrers ----------------------------------------------------------------------------------
@@ -177,7 +135,8 @@ def attach_file(flags: AttachFlags) -> None:
             )
             if not pushed.listed:
                 list_under_tag(registry, image, subject.digest, pushed.descriptor)
-    _print_pushed(image, pushed.descriptor.digest, kind, as_json=flags.as_json)
+    place = Delivered(image.name, pushed.descriptor.digest)
+    print_delivered(place, as_json=flags.as_json, artifact_type=kind)
 
 
 @dataclass(frozen=True, kw_only=True)

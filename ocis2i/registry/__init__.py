@@ -197,12 +197,15 @@ class Registry:
         """The manifest or index behind `reference`, or `target` (a tag or digest) beside it."""
 
         def get(place: Place) -> Manifest | Index:
-            action = partial(self._get_manifest, place, target or place.reference.target)
-            return twice(lambda: self._retries.call(action))
+            return self._get_manifest(place, target or place.reference.target)
 
         return self._from_places(reference, get)
 
     def _get_manifest(self, place: Place, target: str) -> Manifest | Index:
+        ask = partial(self._ask_for_manifest, place, target)
+        return twice(lambda: self._retries.call(ask))
+
+    def _ask_for_manifest(self, place: Place, target: str) -> Manifest | Index:
         url = self._dialog.url(place, f"manifests/{target}")
         answer = self._dialog.ask(
             place,
@@ -256,9 +259,8 @@ class Registry:
         digest = answer.headers.get("Docker-Content-Digest", "")
         if answer.status == 200 and digest:
             return _parse_digest(digest, redacted(answer.url))
-        get = partial(self._get_manifest, place, target)
         try:
-            return twice(lambda: self._retries.call(get)).descriptor.digest
+            return self._get_manifest(place, target).descriptor.digest
         except RequestError as error:
             if error.status in (403, 404):  # of one that knows no HEAD
                 return None

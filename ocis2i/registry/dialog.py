@@ -35,13 +35,12 @@ from ocis2i.net import (
     redacted,
     retry_after_seconds,
 )
-from ocis2i.reference import DEFAULT_REGISTRY, Reference
+from ocis2i.reference import DEFAULT_REGISTRY, HUB_API, Reference
 from ocis2i.retries import Retries
 
 if TYPE_CHECKING:
     import requests
 
-HUB_API = "registry-1.docker.io"
 ERROR_LIMIT = 64 << 10
 
 _WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')

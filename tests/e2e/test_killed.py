@@ -193,7 +193,7 @@ def _send(place: str, name: Reference) -> None:
         manifest = source.manifest()
         assert isinstance(manifest, Manifest)
         config = read_document(source, manifest.config)
-        encoded = Encoded(manifest.raw, config, manifest.descriptor, manifest.config)
+        encoded = Encoded.of(manifest, config)
         push_image(registry, name, encoded, manifest.layers, source)
 
 
