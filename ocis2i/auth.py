@@ -92,7 +92,8 @@ class Authorizer:
     """The `Authorization` headers for one repository of one registry; safe for threads.
 
     `base` is the registry's URL and `challenges` what its `/v2/` answered. Tokens are kept by the
-    scopes that were *asked* for: some registries name others in their challenge.
+    scopes that were *asked* for: some registries name others in their challenge. `check` raises
+    when there is no more time for an answer that is on its way.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class Authorizer:
         challenges: Sequence[Challenge],
         *,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self._http = http
+        self._check = check
         self._base = base
         self._credentials = credentials
         self._challenge = choose_challenge(challenges)
@@ -235,7 +238,7 @@ class Authorizer:
     def _answer(self, request: Request) -> dict[str, Any]:
         response = self._http.exchange(request)
         status, headers = response.status_code, response.headers
-        body = read_body(response, TOKEN_LIMIT)
+        body = read_body(response, TOKEN_LIMIT, self._check)
         if status != 200:
             raise self._refusal(request, status, retry_after_seconds(headers))
         try:

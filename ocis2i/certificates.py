@@ -52,9 +52,13 @@ class TlsSettings:
         if not verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        # They often name one file, the system's own, which takes long to read.
+        loaded = {_file(Path(ssl.get_default_verify_paths().cafile or "/"))}
         for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-            if self.environment.get(name):
-                _load(context, Path(self.environment[name]), f"`{name}`")
+            path = Path(self.environment.get(name, ""))
+            if self.environment.get(name) and _file(path) not in loaded:
+                _load(context, path, f"`{name}`")
+                loaded.add(_file(path))
         directory = self.directory or host_directory(host, certificate_places(self.environment))
         if directory is None:
             return context
@@ -111,6 +115,15 @@ def certificates_in(names: list[str], directory: Path) -> Certificates:
                 hint="add the certificate, or remove the key",
             )
     return Certificates(tuple(authorities), tuple(pairs))
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to; `None`: to none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _load(context: ssl.SSLContext, path: Path, what: str, key: Path | None = None) -> None:

@@ -89,7 +89,9 @@ def decode_password(data: bytes, what: str) -> str:
         password = data.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(f"the password of {what} is not UTF-8") from None
-    if not password or "\n" in password or "\0" in password:
+    if not password:
+        raise UsageError(f"the password of {what} is empty")
+    if "\n" in password or "\0" in password:
         raise UsageError(f"the password of {what} must be one line")
     return password
 
@@ -101,7 +103,9 @@ def registry_key(text: str, what: str) -> str:
     """
     bare = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     name, _, namespace = bare.partition("/")
-    if name in ("index.docker.io", DEFAULT_REGISTRY) and namespace in ("", "v1"):
+    if namespace in ("v1", "v2"):  # of the address that old files of credentials have
+        namespace = ""
+    if name in ("index.docker.io", DEFAULT_REGISTRY) and not namespace:
         return DEFAULT_REGISTRY
     try:
         reference = Reference.parse(f"{name}/{namespace or 'any'}")

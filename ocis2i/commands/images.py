@@ -219,6 +219,11 @@ class InspectFlags(CredentialFlags, PlatformFlags, JsonFlags):
 
 
 def inspect_image(flags: InspectFlags) -> None:
+    if flags.raw and flags.config:
+        raise UsageError(
+            "--raw and --config exclude each other",
+            hint="--raw prints the manifest as it is, --config the image config",
+        )
     with context(flags) as here, here.store.in_use():
         wanted = flags.wanted_platform
         seen = inspect(parse_location(flags.image), wanted, here.tools.places)

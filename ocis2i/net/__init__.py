@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,11 +37,15 @@ READ_SECONDS = 60.0
 STALL_SECONDS = 30.0
 # Object stores behind a registry commit late: the answer to the last PUT may take minutes.
 FINAL_SECONDS = 300.0
+# A document, a token or the words of a refusal, from its first byte to its last.
+ANSWER_SECONDS = 120.0
+ERROR_SECONDS = 5.0
 SLOW_COMMIT_BYTES_PER_SECOND = 10 << 20
 BLOCK = 1 << 20
 REDIRECT_LIMIT = 10
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 522})
+_PROXY_SCHEMES = ("http://", "https://")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # unreachable: no connection came about; broken: it ended too early; tls: no TLS on the other side;
@@ -344,6 +349,12 @@ class Http:
             headers["Authorization"] = request.authorization
         scheme, _, _ = origin(request.url)
         proxy = proxy_for(request.url, self._environment)
+        if proxy and not proxy.startswith(_PROXY_SCHEMES):
+            raise RequestError(
+                f"{request} cannot go through the proxy `{redacted(proxy)}`",
+                kind="other",
+                hint=f"set {scheme}_proxy to one that begins with http:// or https://",
+            )
         verify = self._tls_verify and not request.insecure
         try:
             return self._adapter(urlsplit(request.url).netloc, verify=verify).exchange(
@@ -396,9 +407,12 @@ def read_blocks(response: requests.Response) -> Iterator[bytes]:
 def read_start(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the body, and the end of the exchange: for what an error says."""
     parts = bytearray()
+    until = time.monotonic() + ERROR_SECONDS
     with response, contextlib.suppress(RequestError):
         for block in read_blocks(response):
             parts += block
+            if time.monotonic() > until:
+                break
             if len(parts) >= limit:
                 break
     return bytes(parts[:limit])
@@ -409,14 +423,21 @@ def read_body(
 ) -> bytes:
     """The whole body and the end of the exchange.
 
-    Raises `RequestError` for more than `limit` bytes, so that no server can fill the memory.
-    `check` is called for each block, and may raise: a server that sends byte after byte never
-    falls silent.
+    Raises `RequestError` for more than `limit` bytes, so that no server can fill the memory, and
+    after `ANSWER_SECONDS`: one that sends byte after byte never falls silent. `check` is called
+    for each block, and may raise.
     """
     with response:
         parts = bytearray()
+        until = time.monotonic() + ANSWER_SECONDS
         for block in read_blocks(response):
             check()
+            if time.monotonic() > until:
+                raise RequestError(
+                    f"{response.request.method} {redacted(str(response.url))} was not answered "
+                    f"whole in {ANSWER_SECONDS:.0f} seconds",
+                    kind="broken",
+                )
             parts += block
             if len(parts) > limit:
                 raise RequestError(

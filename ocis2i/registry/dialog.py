@@ -179,7 +179,12 @@ class Dialog:
                     name = place.reference.name
                     self._report(Notice("debug", f"credentials for {name}: {found.source}"))
                 self._authorizers[key] = Authorizer(
-                    self._http, endpoint.base, found, endpoint.challenges, clock=self._clock
+                    self._http,
+                    endpoint.base,
+                    found,
+                    endpoint.challenges,
+                    clock=self._clock,
+                    check=partial(self._retries.check, None),
                 )
             return self._authorizers[key]
 

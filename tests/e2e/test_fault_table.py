@@ -31,6 +31,7 @@ pytestmark = [
 USER, PASSWORD = "probe", "s3cret-probe"
 # What always goes wrong has to come to its end by then.
 TIME_LIMIT_SECONDS = 30
+RECOVERY_SECONDS = 5
 SIZE = 1_200_000
 # Pauses are most of the time.
 AT_ONCE = 6
@@ -107,6 +108,14 @@ class Outcome:
         method, _, path = request.partition(" ")
         return len(self.proxy.requests(method, f"^/v2/{self.row.id}/{path}"))
 
+    def pauses(self) -> float:
+        """How long no request was under way between the first and the last, in seconds."""
+        waited, until = 0.0, self.proxy.log[0].came
+        for one in sorted(self.proxy.log, key=lambda seen: seen.came):
+            waited += max(0.0, one.came - until)
+            until = max(until, one.ended)
+        return waited
+
     def taken(self, digest: str) -> list[int]:
         """How much of a blob each of its uploads brought."""
         return [size for one, size in self.proxy.uploads() if one == digest]
@@ -138,6 +147,8 @@ def outcome(row: Row, outcomes: dict[str, Future[Outcome]]) -> Outcome:
     outcome = outcomes[row.id].result()
     if row.recovers:
         assert outcome.done.code == 0, (outcome.done.err, calls(outcome))
+        # What is no waiting depends on the machine: seen were 3 seconds for all of it.
+        assert outcome.pauses() < RECOVERY_SECONDS, calls(outcome)
     else:
         line = error(outcome.done)
         assert row.said in line

@@ -116,6 +116,12 @@ def test_inspect_raw_gives_the_very_bytes(built: Program) -> None:
     assert done.stderr == b""
 
 
+def test_inspect_prints_one_document(built: Program) -> None:
+    done = built("inspect", "--raw", "--config", APP)
+    assert (done.code, done.out) == (2, "")
+    assert "--raw and --config exclude each other" in done.err
+
+
 def test_inspect_raw_keeps_bytes_that_are_no_utf_8(ocis2i: Program, tmp_path: Path) -> None:
     busybox_builder(tmp_path / "layout", "b:1")
     index_file = tmp_path / "layout" / "index.json"

@@ -83,7 +83,7 @@ class Rule:
 class Seen:
     """One request as it came, with all header lines; the counts are of bodies, both ways.
 
-    `passed` says that the registry got to see it.
+    `passed` says that the registry got to see it; it `came` and `ended` by a clock in seconds.
     """
 
     method: str
@@ -94,6 +94,8 @@ class Seen:
     received: int = 0
     sent: int = 0
     passed: bool = False
+    came: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
 
     def header(self, name: str) -> str:
         """All lines of a header; empty if there is none."""
@@ -213,14 +215,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.length = int(self.headers.get("Content-Length") or 0)
         self.rule = self.proxy.take(self.command, self.path, self.length, answer=False)
         time.sleep(self.proxy.delay_seconds + (self.rule.delay_seconds if self.rule else 0.0))
+        try:
+            self._follow(parts.path, query)
+        finally:
+            self.entry.ended = time.monotonic()
+
+    def _follow(self, path: str, query: dict[str, list[str]]) -> None:
         if self.rule and self.rule.early:
             self._hang_up_with(self.rule)
         if self.rule and self.rule.status and self.rule.after_sent is None:
             self._read_all()
             self._answer(self.rule.status, self.rule.body, self.rule.headers)
-        elif parts.path == "/token":
+        elif path == "/token":
             self._token(query)
-        elif self._let_in(parts.path):
+        elif self._let_in(path):
             self._pass_on()
 
     # --- the gate -----------------------------------------------------------------------------

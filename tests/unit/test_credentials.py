@@ -84,6 +84,8 @@ def test_a_password_is_one_line() -> None:
         ("docker.io", "docker.io"),
         ("https://index.docker.io/v1/", "docker.io"),
         ("docker.io/team", "docker.io/team"),
+        ("https://localhost:5000/v1/", "localhost:5000"),
+        ("localhost:5000/v2", "localhost:5000"),
     ],
 )
 def test_registries_are_written_in_several_ways(text: str, key: str) -> None:

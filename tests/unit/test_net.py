@@ -8,10 +8,12 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from ocis2i.auth import Authorizer, parse_challenges
 from ocis2i.certificates import TlsSettings
 from ocis2i.errors import RegistryError
 from ocis2i.keychain import Keychain
@@ -29,6 +31,7 @@ from ocis2i.net import (
     origin,
     proxy_for,
     read_body,
+    read_start,
     redacted,
     retry_after_seconds,
     split_credentials,
@@ -282,26 +285,72 @@ def test_netrc_and_cookies_play_no_part(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_head_that_comes_byte_by_byte_has_an_end() -> None:
+    with dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ") as url, pytest.raises(RequestError) as caught:
+        Http({}).exchange(Request("GET", url, read_seconds=0.3))
+    assert caught.value.kind == "broken"
+
+
+@contextmanager
+def dripping(head: bytes) -> Iterator[str]:
+    """The URL of a server that answers one request with `head`, and then byte after byte."""
     over = threading.Event()
 
     def drip(listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        with connection:
+        with connection, suppress(OSError):
             connection.recv(1 << 16)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            connection.sendall(head)
             while not over.wait(0.02):
-                try:
-                    connection.sendall(b"x")
-                except OSError:
-                    return
+                connection.sendall(b"x")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=drip, args=(listener,), daemon=True).start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        with pytest.raises(RequestError) as caught:
-            Http({}).exchange(Request("GET", url, read_seconds=0.3))
-        over.set()
-    assert caught.value.kind == "broken"
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            over.set()
+
+
+_LONG_BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+
+
+def test_a_small_answer_that_comes_byte_by_byte_has_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ocis2i.net.ANSWER_SECONDS", 0.2)
+    with dripping(_LONG_BODY) as url:
+        response = Http({}).exchange(Request("GET", url))
+        with pytest.raises(RequestError, match="was not answered whole in 0 seconds"):
+            read_body(response, 1 << 20)
+
+
+def test_the_words_of_a_refusal_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ocis2i.net.ERROR_SECONDS", 0.2)
+    with dripping(_LONG_BODY) as url:
+        response = Http({}).exchange(Request("GET", url))
+        assert set(read_start(response, 1 << 16)) == {ord("x")}
+
+
+def test_a_token_that_comes_byte_by_byte_is_given_up_with_the_rest_of_the_time() -> None:
+    class OutOfTimeError(Exception):
+        pass
+
+    def check() -> None:
+        raise OutOfTimeError
+
+    with dripping(_LONG_BODY) as url:
+        challenges = parse_challenges(f'Bearer realm="{url}",service="s"')
+        authorizer = Authorizer(Http({}), url, None, challenges, check=check)
+        with pytest.raises(OutOfTimeError):
+            authorizer.header(["repository:app:pull"])
+
+
+@pytest.mark.parametrize("proxy", ["socks5://proxy.example:1", "file:///etc/passwd"])
+def test_a_proxy_that_cannot_be_gone_through_is_named(proxy: str) -> None:
+    http = Http({"https_proxy": proxy})
+    with pytest.raises(RequestError, match=f"through the proxy `{proxy}`") as caught:
+        http.exchange(Request("GET", "https://registry.example/v2/"))
+    assert "https_proxy" in (caught.value.hint or "")
 
 
 # --- TLS --------------------------------------------------------------------------------------
