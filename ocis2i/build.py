@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ocis2i.allowed_hosts import AllowList
 from ocis2i.container import (
+    Failed,
     Job,
     Site,
     Surroundings,
@@ -16,10 +18,10 @@ from ocis2i.container import (
     choose_runner,
     identify,
     make_working_directory,
-    run_script,
+    run_stage,
 )
 from ocis2i.errors import UsageError
-from ocis2i.events import stage
+from ocis2i.events import LastLines, stage
 from ocis2i.images import Obtained
 from ocis2i.in_place import occupy, warn, warn_of_credentials
 from ocis2i.incremental import (
@@ -36,7 +38,15 @@ from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.manifest import Encoded, Image, encode_image
 from ocis2i.outputs import Delivered
 from ocis2i.refusals import refuse
-from ocis2i.result import compose, deliver_result, image_labels, store_result, write_layer
+from ocis2i.result import (
+    compose,
+    deliver_result,
+    facts_of,
+    image_labels,
+    put_names,
+    store_result,
+    write_layer,
+)
 from ocis2i.rootfs import Changes, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, RunResult
 from ocis2i.s2i import Identity
@@ -47,6 +57,7 @@ from ocis2i.tools import Tools
 if TYPE_CHECKING:
     from ocis2i.extended import RuntimeImage
     from ocis2i.proxy import ProxyVariables
+    from ocis2i.unchanged import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,7 @@ class BuildResult:
     delivered: tuple[Delivered, ...]
     pushed: bool
     cached: Delivered | None
+    unchanged_since: datetime | None = None
 
 
 def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildResult:
@@ -72,6 +84,13 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
     The store has the image once it is whole, also when an output or the push fails afterwards.
     """
     check(spec)
+    question = _ask(spec, tools)
+    return (question and _use_again(question, spec, tools)) or _build(spec, tools, ahead, question)
+
+
+def _build(
+    spec: BuildSpec, tools: Tools, ahead: Ahead | None, question: Question | None
+) -> BuildResult:
     place = session(
         tools.store, tools.settings, tools.report, isolation=spec.isolation, ahead=ahead
     )
@@ -81,6 +100,7 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
         if here.in_place:
             warn_of_credentials(tools.places.registry.credential_files, tools.report)
         inputs = gather(spec, here, tools)
+        _read_beside(question, guard)
         guard.enter_context(inputs.hidden.guard())
         uplink = guard.enter_context(_uplink(spec, inputs, here, tools))
         site = _site(spec, inputs, uplink, here, tools)
@@ -92,8 +112,7 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
             rootfs = _tree(inputs, site)
             job = _plan_assemble(spec, inputs, restored, rootfs)
             rootfs.mount()
-        with stage(site.report, "assemble", inputs.scripts["assemble"].url):
-            ran = run_script(site, rootfs, job)
+        ran = run_stage(site, rootfs, job, "assemble", detail=inputs.scripts["assemble"].url)
         cached = None
         if inputs.runtime:
             cached = save_for_later(saving, job, rootfs)
@@ -108,7 +127,10 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
             inputs.hidden.check(encoded.config, site.report)
         with stage(site.report, "store", spec.tag or "untagged"):
             store_result(spec, inputs, encoded, tools.store)
-        delivered, pushed = deliver_result(spec, inputs.base, image, encoded, tools)
+            if question:
+                question.remember(inputs, encoded, changes, site.runner.name)
+        facts = facts_of(inputs.builder, changes, site.runner.name, restored)
+        delivered, pushed = deliver_result(spec, inputs.base, image, encoded, tools, facts=facts)
         if not inputs.runtime:
             cached = save_to_registry(saving, encoded.descriptor.digest)
     return BuildResult(
@@ -123,6 +145,50 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
         delivered=delivered,
         pushed=pushed,
         cached=cached,
+    )
+
+
+def _ask(spec: BuildSpec, tools: Tools) -> Question | None:
+    from ocis2i.unchanged import ask  # noqa: PLC0415 - it stands on this module's own parts
+
+    return ask(spec, tools)
+
+
+def _read_beside(question: Question | None, guard: ExitStack) -> None:
+    """Begins to read the source again, for the next build to know it by: assemble takes longer."""
+    if question:
+        guard.callback(question.give_up)
+        question.read_source()
+
+
+def _use_again(question: Question, spec: BuildSpec, tools: Tools) -> BuildResult | None:
+    """Gives the finished image of the same input the names of this build, and delivers it.
+
+    `None`: there is no such image.
+    """
+    with tools.store.in_use():
+        found = question.answer()
+        if found is None:
+            return None
+        with stage(tools.report, "unchanged", found.since_when):
+            put_names(spec, found.encoded, found.base.origin, found.built, tools.store)
+        facts = facts_of(found.builder, found.changes, found.isolation)
+        delivered, pushed = deliver_result(
+            spec, found.base, found.image, found.encoded, tools, facts=facts
+        )
+    return BuildResult(
+        image=found.image,
+        encoded=found.encoded,
+        builder=found.builder,
+        base=found.base,
+        changes=found.changes,
+        assemble=RunResult(0, 0.0),
+        restored=None,
+        isolation=found.isolation,
+        delivered=delivered,
+        pushed=pushed,
+        cached=None,
+        unchanged_since=found.since,
     )
 
 
@@ -167,6 +233,7 @@ def _allowed(spec: BuildSpec, inputs: Inputs) -> AllowList:
 
 def _site(spec: BuildSpec, inputs: Inputs, uplink: Uplink, here: Session, tools: Tools) -> Site:
     mounts = here.network_files(spec.add_hosts, spec.network)
+    tail = LastLines(tools.report)
     return Site(
         here=here,
         runner=choose_runner(here, spec.isolation, spec.hardening, tools.report),
@@ -181,14 +248,26 @@ def _site(spec: BuildSpec, inputs: Inputs, uplink: Uplink, here: Session, tools:
         ).fitted(here),
         places=tools.places,
         settings=tools.settings,
-        report=inputs.hidden.masked(tools.report),
+        report=inputs.hidden.masked(tail),
+        tail=tail,
+        on_failure=_on_failure(spec),
     )
+
+
+def _on_failure(spec: BuildSpec) -> Callable[[Failed], None] | None:
+    """What is done with the tree of a script that failed."""
+    if not spec.shell_on_failure:
+        return None
+    from ocis2i.failed_shell import open_shell  # noqa: PLC0415 - few builds load it
+
+    return open_shell
 
 
 def _proxied(spec: BuildSpec, inputs: Inputs) -> ProxyVariables:
     from ocis2i.proxy import ProxyVariables, direct_hosts  # noqa: PLC0415 - few builds load it
 
-    chosen = frozenset((*inputs.user_environment, *spec.secrets.environment))
+    given = (*spec.secrets.environment, *inputs.build_parameters)
+    chosen = frozenset((*inputs.user_environment, *given))
     return ProxyVariables(direct_hosts(_allowed(spec, inputs)), chosen)
 
 
@@ -231,13 +310,14 @@ def _plan_assemble(
     )
     make_working_directory(cwd, rootfs)
     injected = _inject(spec, inputs, identity, rootfs) if inputs.hidden.injected else ()
-    script = inputs.scripts["assemble"].path_in_image
+    place = inputs.scripts["assemble"]
     entrypoint = (runtime.entrypoint or ()) if spec.via_entrypoint else ()
     environment = inputs.environment(inputs.builder)
-    more = dict(inputs.hidden.environment)
+    more = {**inputs.build_parameters, **inputs.hidden.environment}
     if spec.clamp_seconds is not None and "SOURCE_DATE_EPOCH" not in _names(environment):
         more.setdefault("SOURCE_DATE_EPOCH", str(spec.clamp_seconds))
-    return Job((*entrypoint, script), rootfs.acting(identity), cwd, environment, more, injected)
+    argv = (*entrypoint, place.path_in_image)
+    return Job(argv, rootfs.acting(identity), cwd, environment, more, injected, place)
 
 
 def _inject(

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ocis2i import __version__, completion
 from ocis2i.commands.signals import SIGNALS
@@ -57,11 +57,13 @@ def _settle() -> None:
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command line; returns its exit code. Prints every expected error."""
     State.reset()
+    State.arguments = tuple(arguments)
     try:
         return _run(arguments)
     except Ocis2iError as error:
         return _fail(error)
     except (ReaderGoneError, BrokenPipeError):
+        _record(Interrupted(signal.SIGPIPE), 128 + signal.SIGPIPE)
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         return 128 + signal.SIGPIPE
@@ -70,10 +72,14 @@ def invoke(arguments: Sequence[str]) -> int:
         from ocis2i.fs import explain, is_full  # noqa: PLC0415 - takes long to load
 
         if not is_full(error):
+            _record_bug(error)
             raise
         return _fail(explain(error, f"`{error.filename or 'the store'}` cannot be written"))
     except KeyboardInterrupt:
         return _fail(Interrupted(signal.SIGINT))
+    except Exception as error:
+        _record_bug(error)
+        raise
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -90,13 +96,42 @@ def _fail(error: Ocis2iError) -> int:
     from ocis2i.report import printable  # noqa: PLC0415 - takes long to load
 
     code = exit_code_of(error)
-    if State.as_json:
-        from ocis2i.documents import failure_document  # noqa: PLC0415
+    if error.failure:
+        from ocis2i.commands.failing import with_way_back  # noqa: PLC0415 - few builds load it
 
-        stages = State.recorder.stages if State.recorder else []
-        network = State.recorder.network if State.recorder else None
-        print_json(failure_document(error, code, stages, network))
+        kept = State.journal.path if State.journal else None
+        error.failure = with_way_back(error.failure, State.arguments, kept)
+    document = _record(error, code)
+    if State.as_json and document:
+        print_json(document)
     sys.stderr.write(f"error: {printable(error.message)}\n")
     if error.hint:
         sys.stderr.write(f"hint: {printable(error.hint)}\n")
+    if error.failure:
+        from ocis2i.failure import screen  # noqa: PLC0415 - few builds load it
+
+        said = f"{error.message}\n{error.hint or ''}"
+        for line in screen(error.failure, said=said, quiet=State.quiet):
+            sys.stderr.write(f"{printable(line)}\n")
     return code
+
+
+def _record(error: Ocis2iError, code: int) -> dict[str, Any] | None:
+    """The document of a failure, where somebody wants it, after it was written down."""
+    if not State.as_json and State.journal is None:
+        return None
+    from ocis2i.documents import failure_document  # noqa: PLC0415 - takes long to load
+
+    stages = State.recorder.stages if State.recorder else []
+    network = State.recorder.network if State.recorder else None
+    document = failure_document(error, code, stages, network)
+    if State.journal is None:
+        return document
+    from ocis2i.commands.recording import close_journal  # noqa: PLC0415 - takes long to load
+
+    return close_journal(document)
+
+
+def _record_bug(error: BaseException) -> None:
+    """Only the record is told: for people there is the traceback."""
+    _record(Ocis2iError(f"a bug in ocis2i: {type(error).__name__}: {error}"), 1)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ocis2i import seccomp
-from ocis2i.errors import ImageError, ScriptError, ScriptsError
-from ocis2i.events import Notice, Report, ScriptOutput
+from ocis2i.errors import ImageError, Ocis2iError, PolicyError, ScriptError, ScriptsError
+from ocis2i.events import LastLines, Notice, Report, ScriptOutput, silent, stage
 from ocis2i.images import Obtained, Places
+from ocis2i.isolation.cgroups import MemoryKills, memory_kills
 from ocis2i.isolation.ids import MAPPED_IDS
 from ocis2i.limits import Limits, mention
 from ocis2i.rootfs import Rootfs
@@ -75,7 +76,10 @@ _NO_SANDBOX = b'APT::Sandbox::User "root";\n'
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A script to run in a container: its command line, as whom, where, and with what."""
+    """A script to run in a container: its command line, as whom, where, and with what.
+
+    `place` is where it came from.
+    """
 
     argv: tuple[str, ...]
     identity: Identity
@@ -83,6 +87,7 @@ class Job:
     environment: tuple[str, ...]
     more: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[BindMount, ...] = ()
+    place: ScriptPlace | None = None
 
     def spec(self, around: Surroundings) -> RunSpec:
         """As an executor takes it."""
@@ -110,7 +115,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a build happens: its session, its executor, and what all its containers share."""
+    """Where a build happens: its session, its executor, and what all its containers share.
+
+    `tail` has what a script printed last, masked; `on_failure` is what to do with the tree of one
+    that failed before it goes.
+    """
 
     here: Session
     runner: Runner
@@ -118,11 +127,23 @@ class Site:
     places: Places
     settings: Settings
     report: Report
+    tail: LastLines = field(default_factory=lambda: LastLines(silent))
+    on_failure: Callable[[Failed], None] | None = None
 
     def unpack(self, image: Obtained) -> tuple[LayerRecord, ...]:
         """The unpacked layers of an image."""
         limit = self.settings.layer_limit
         return unpack_layers(image, self.places, self.here.agent, size_limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A script that failed, in the tree that it left; `error.failure` says what is known of it."""
+
+    site: Site
+    rootfs: Rootfs
+    job: Job
+    error: Ocis2iError
 
 
 def choose_runner(
@@ -272,6 +293,7 @@ def _check_interpreter(path: str, program: str | None, run: RunSpec, rootfs: Roo
         raise ScriptError(
             f"the script `{path}` needs `{program}`, which the image does not have",
             script_exit_code=127,
+            started=False,
             hint=hint,
         )
 
@@ -282,32 +304,88 @@ def _is_mounted(path: str, run: RunSpec, rootfs: Rootfs) -> bool:
     return any(f"{path}/".startswith(f"{target}/") for target in targets)
 
 
-def run_script(
-    site: Site, rootfs: Rootfs, job: Job, *, reason: str = "AssembleFailed"
+def run_stage(
+    site: Site,
+    rootfs: Rootfs,
+    job: Job,
+    name: str,
+    *,
+    detail: str,
+    reason: str = "AssembleFailed",
 ) -> RunResult:
-    """Runs a script whose failure ends the build; raises `ScriptError` with its exit code."""
-    run = runnable(job.spec(site.around), rootfs)
+    """Runs a script whose failure ends the build, as the stage `name`; raises as `run_script`.
+
+    Where it failed, what was asked for that case is done before the tree goes.
+    """
+    try:
+        with stage(site.report, name, detail):
+            return run_script(site, rootfs, job, name, reason=reason)
+    except (ScriptError, PolicyError) as error:
+        if site.on_failure and error.failure:
+            site.on_failure(Failed(site, rootfs, job, error))
+        raise
+
+
+def run_script(
+    site: Site, rootfs: Rootfs, job: Job, name: str, *, reason: str = "AssembleFailed"
+) -> RunResult:
+    """Runs a script to its end; `name` is that of the stage, for the explanation of a failure.
+
+    Raises `ScriptError` with its exit code, `PolicyError` when it went over a limit.
+    """
     stdio = Stdio(lambda stream, line: site.report(ScriptOutput(stream, line)))
-    result = site.runner.run(rootfs, run, stdio)
-    if result.exit_code:
-        raise ScriptError(
-            f"`{run.argv[-1]}` failed with {describe_exit(result.exit_code)}",
-            script_exit_code=result.exit_code,
-            hint=f"it ran as {run.identity.uid}:{run.identity.gid} in `{run.cwd}`; "
-            f"{f'{limits}; ' if (limits := mention(run.limits)) else ''}its output above says more",
-            reason=reason,
+    return run_explained(site, rootfs, job, name, stdio, reason=reason)
+
+
+def run_explained(
+    site: Site, rootfs: Rootfs, job: Job, name: str, stdio: Stdio, *, reason: str
+) -> RunResult:
+    """The same with another destination for its output."""
+    run = job.spec(site.around)
+    site.tail.forget()
+    kills = memory_kills()
+    try:
+        run = runnable(run, rootfs)
+        result = site.runner.run(rootfs, run, stdio)
+        if not result.exit_code:
+            return result
+        raise _failed(result.exit_code, run, reason, site, kills)
+    except (ScriptError, PolicyError) as error:
+        from ocis2i.script_failure import explained  # noqa: PLC0415 - few builds load it
+
+        if isinstance(error, ScriptError):
+            error.reason = reason
+        error.failure = explained(
+            error,
+            run,
+            job.place,
+            stage=name,
+            isolation=site.runner.name,
+            tree=rootfs,
+            tail=site.tail.lines,
+            lines=site.tail.count,
+            memory_kill=memory_kills().since(kills),
         )
-    return result
+        raise
 
 
-_EXITS = {
-    126: "126: something in it is not executable",
-    127: "127: a command that it uses is missing in the builder",
-    137: "137: it was killed, often for want of memory",
-    143: "143: it was terminated",
-}
+def _failed(code: int, run: RunSpec, reason: str, site: Site, kills: MemoryKills) -> ScriptError:
+    """What to raise for a script that ended with `code`."""
+    from ocis2i.causes import describe_exit, find_cause  # noqa: PLC0415 - few builds load them
+    from ocis2i.script_failure import circumstances  # noqa: PLC0415
 
-
-def describe_exit(code: int) -> str:
-    """An exit code in words."""
-    return f"exit code {_EXITS.get(code, code)}"
+    around = circumstances(run, memory_kill=memory_kills().since(kills))
+    cause = find_cause(code, site.tail.lines, around)
+    limits = mention(run.limits)
+    hints = (
+        cause.way_out,
+        f"it ran as {run.identity.uid}:{run.identity.gid} in `{run.cwd}`",
+        limits,
+        None if cause.way_out else "its output above says more",
+    )
+    return ScriptError(
+        f"`{run.argv[-1]}` failed with {describe_exit(code, site.tail.lines, around)}",
+        script_exit_code=code,
+        hint="; ".join(one for one in hints if one),
+        reason=reason,
+    )

@@ -16,9 +16,9 @@ from ocis2i.credentials import IDENTITY_USER, Credentials
 from ocis2i.errors import RegistryError
 from ocis2i.limits import parse_duration
 from ocis2i.registries import HELPER_NAME
+from ocis2i.variables import HELPER_TIMEOUT
 
 HELPER_SECONDS = 60.0
-_SECONDS_VARIABLE = "OCIS2I_HELPER_TIMEOUT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Helper:
                 "but there is no such program",
                 hint="install it, or remove it from the file",
             )
-        seconds = parse_duration(self.environment.get(_SECONDS_VARIABLE) or None, _SECONDS_VARIABLE)
+        seconds = parse_duration(HELPER_TIMEOUT.text(self.environment), HELPER_TIMEOUT.name)
         # A helper finds its cloud session in variables that nobody can list beforehand, and it is
         # the user's own program: it sees the user's own environment.
         finished = proc.run(
@@ -88,7 +88,7 @@ class Helper:
         # By the protocol a failing helper says why on stdout.
         said = finished.text or finished.complaint
         if finished.exit_code == 124:
-            reason = f"no answer in {seconds:.0f} seconds; {_SECONDS_VARIABLE} gives it more"
+            reason = f"no answer in {seconds:.0f} seconds; {HELPER_TIMEOUT.name} gives it more"
         elif "secret" in said.lower() or verb == "store":
             # It may be the secret that it was given or found.
             reason = f"exit code {finished.exit_code}"

@@ -6,15 +6,25 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ocis2i import variables
 from ocis2i.errors import UsageError
 from ocis2i.reference import DEFAULT_REGISTRY, Reference
 
 # What a credential helper gives as the user when its secret is an identity token.
 IDENTITY_USER = "<token>"
 
-_VARIABLES = "USER PASSWORD PASSWORD_FILE TOKEN".split()
-_PREFIX = "OCIS2I_REGISTRY"
-PASSWORD_FILE = f"{_PREFIX}_PASSWORD_FILE"
+_PREFIX = variables.REGISTRY.name
+PASSWORD_FILE = variables.REGISTRY_PASSWORD_FILE.name
+# Each without the prefix.
+_VARIABLES = {
+    one.name.removeprefix(f"{_PREFIX}_"): one
+    for one in (
+        variables.REGISTRY_USER,
+        variables.REGISTRY_PASSWORD,
+        variables.REGISTRY_PASSWORD_FILE,
+        variables.REGISTRY_TOKEN,
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +65,10 @@ def credentials_of_environment(
 
     `read` gives the content of the password's file. Raises `UsageError`.
     """
-    given = {name: environment.get(f"{_PREFIX}_{name}", "") for name in _VARIABLES}
+    given = {name: variable.text(environment) or "" for name, variable in _VARIABLES.items()}
     if not any(given.values()):
         return {}
-    where = environment.get(_PREFIX)
+    where = variables.REGISTRY.text(environment)
     if not where:
         first = next(name for name in _VARIABLES if given[name])
         raise UsageError(

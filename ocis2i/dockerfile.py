@@ -35,7 +35,7 @@ from ocis2i.container_options import HostEntry
 from ocis2i.errors import UsageError
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.runner import BindMount, Network
-from ocis2i.s2i import DEFAULT_DESTINATION, IMAGE_METADATA_PATH, parse_user
+from ocis2i.s2i import DEFAULT_DESTINATION, IMAGE_METADATA_PATH, Start, parse_user
 from ocis2i.scripts import ScriptPlace, ScriptSet
 
 MARK = "# Made by ocis2i"
@@ -106,7 +106,8 @@ class DockerfilePlan:
     """All that the text says. `builder` is for `FROM`, `base` its config.
 
     `environment` and `labels` are those that the builder does not have. `previous` is the image of
-    an incremental build. `secret_variables` are names of variables for assemble alone. `flags` are
+    an incremental build. `secret_variables` are names of variables for assemble alone,
+    `build_variables` such that are no secrets. `flags` are
     words for buildah, `name` is the file's own name. `shell_scripts` are those of the context that
     only a shell can start.
     """
@@ -124,9 +125,11 @@ class DockerfilePlan:
     runtime: RuntimeStage | None = None
     secret_files: tuple[SecretFile, ...] = ()
     secret_variables: tuple[str, ...] = ()
+    build_variables: Mapping[str, str] = field(default_factory=dict)
     names: tuple[Names, ...] = ()
     via_entrypoint: bool = False
     keep_entrypoint: bool = False
+    start: Start = field(default_factory=Start)
     flags: tuple[str, ...] = ()
     name: str = "Dockerfile"
     shell_scripts: frozenset[str] = frozenset()
@@ -274,9 +277,12 @@ def _assemble(plan: DockerfilePlan) -> str:
     entrypoint = (plan.base.entrypoint or ()) if plan.via_entrypoint else ()
     argv = [*entrypoint, *_command(plan, plan.scripts["assemble"])]
     mounts = [_secret_mount(secret, plan.assemble_user) for secret in plan.secret_files]
-    if not plan.secret_variables:
+    if not plan.secret_variables and not plan.build_variables:
         return _run(argv, mounts)
-    exports = []
+    exports = [
+        f"export {name}={shlex.quote(_one_line(name, value))}"
+        for name, value in plan.build_variables.items()
+    ]
     ids = _numeric_ids(plan.assemble_user)
     for name in plan.secret_variables:
         if not _VARIABLE.fullmatch(name):
@@ -289,6 +295,15 @@ def _assemble(plan: DockerfilePlan) -> str:
         exports.append(f'{name}="$(cat /run/secrets/{id_})" && export {name}')
     script = " && ".join([*exports, 'exec "$@"'])
     return _run(["/bin/sh", "-c", script, "sh", *argv], mounts)
+
+
+def _one_line(name: str, value: str) -> str:
+    if "\n" in value or "\r" in value:
+        raise UsageError(
+            f"the value of the variable `{_shown(name)}` has a line break, which a Dockerfile "
+            "cannot hold"
+        )
+    return value
 
 
 def _variable_id(name: str) -> str:
@@ -354,9 +369,17 @@ def _ending(plan: DockerfilePlan) -> list[str]:
 
 
 def _start(plan: DockerfilePlan, base: RuntimeConfig, scripts: ScriptSet) -> list[str]:
+    script, arguments = scripts["run"].path_in_image, plan.start.arguments
+    if plan.start.where == "entrypoint":
+        return [f"ENTRYPOINT {_json([script])}", f"CMD {_arguments(arguments)}"]
     clear = base.entrypoint is not None and not plan.keep_entrypoint
     lines = ["ENTRYPOINT []"] if clear else []
-    return [*lines, f"CMD {_json([scripts['run'].path_in_image])}"]
+    return [*lines, f"CMD {_arguments([script, *arguments]) if arguments else _json([script])}"]
+
+
+def _arguments(words: Sequence[str]) -> str:
+    """The exec form of any words: what a line cannot hold, JSON escapes."""
+    return json.dumps(list(words), ensure_ascii=not all(map(str.isprintable, words)))
 
 
 # --- instructions -----------------------------------------------------------------------------

@@ -10,13 +10,15 @@ from ocis2i.blobs import read_document
 from ocis2i.errors import Ocis2iError, ScriptError
 from ocis2i.events import NetworkEnded
 from ocis2i.manifest import Image, Index, Json, Manifest, format_time, parse_json
-from ocis2i.reference import Digest
+from ocis2i.reference import Digest, Reference
 from ocis2i.report import StageRecord
 from ocis2i.store import Store, StoredImage
 
 if TYPE_CHECKING:
     from ocis2i.build import BuildResult
+    from ocis2i.differences import Change, Note, Row, Sum
     from ocis2i.images import Inspected
+    from ocis2i.layer_facts import ImageDifference
     from ocis2i.outputs import Delivered
     from ocis2i.spec import BuildSpec
 
@@ -51,6 +53,7 @@ def result_document(
         "incremental": bool(result.restored),
         "restored_from": result.restored.previous if result.restored else None,
         "cached": f"{result.cached.where}@{result.cached.digest}" if result.cached else None,
+        "unchanged_since": format_time(result.unchanged_since) if result.unchanged_since else None,
         "isolation": result.isolation,
         "network": _network(network) or {"mode": spec.network, "hosts": None, "more": 0},
         "script_exit_code": result.assemble.exit_code,
@@ -138,6 +141,48 @@ def _layers(image: Image) -> list[dict[str, Any]]:
     ]
 
 
+def resumed_document(
+    record: Json,
+    stored: Json,
+    image: Image,
+    stages: Sequence[StageRecord],
+    ends: Json,
+) -> dict[str, Any]:
+    """A build that `resume` finished, by its record and the event of its `stored` image.
+
+    `ends` are its `outputs`, whether it was `pushed`, and what its `network` was asked for.
+    """
+    facts = stored.get("facts")
+    known: Json = facts if isinstance(facts, dict) else {}
+    name, digest = record.get("name"), stored.get("digest")
+    wishes = record.get("resume") or {}
+    return {
+        "version": VERSION,
+        "state": "succeeded",
+        "name": name,
+        "names": record.get("names"),
+        "digest": digest,
+        "reference": f"{Reference.parse(name).name}@{digest}" if isinstance(name, str) else None,
+        "config": stored.get("config"),
+        "builder": known.get("builder"),
+        "base": known.get("base"),
+        "incremental": known.get("incremental", False),
+        "restored_from": known.get("restored_from"),
+        "cached": None,
+        "unchanged_since": None,
+        "isolation": known.get("isolation"),
+        "network": ends["network"] or {"mode": wishes.get("network"), "hosts": None, "more": 0},
+        "script_exit_code": 0,
+        "pushed": ends["pushed"],
+        "outputs": ends["outputs"],
+        "changes": known.get("changes"),
+        "layers": _layers(image),
+        "messages": [],
+        "stages": [stage.document() for stage in stages],
+        "build_info": build_info(stages),
+    }
+
+
 def failure_document(
     error: Ocis2iError,
     code: int,
@@ -153,6 +198,7 @@ def failure_document(
         "hint": error.hint,
         "exit_code": code,
         "script_exit_code": error.script_exit_code if isinstance(error, ScriptError) else None,
+        "failure": error.failure.document() if error.failure else None,
         "network": _network(network),
         "stages": [stage.document() for stage in stages],
         "build_info": build_info(stages, error.reason, error.message),
@@ -254,3 +300,74 @@ def inspect_document(seen: Inspected, store: Store) -> Json:
         "annotations": dict(manifest.annotations),
         "index": index,
     }
+
+
+def difference_document(
+    found: ImageDifference,
+    rows: Sequence[Row],
+    noted: Sequence[Note],
+    *,
+    budget: int | None = None,
+    with_files: bool = False,
+) -> Json:
+    """What an image changes of its base; `rows` are the directories that are summed up."""
+    from ocis2i import differences  # noqa: PLC0415 - no other document needs it
+
+    summed = differences.total(found.changes)
+    return {
+        "version": VERSION,
+        "name": found.name,
+        "digest": str(found.digest),
+        "base": found.base,
+        "layers": [str(layer.descriptor.digest) for layer in found.layers],
+        **_sum_row(summed),
+        "directories": [
+            {"path": _path_text(row.path), "rest": row.rest, **_sum_row(row.summed)} for row in rows
+        ],
+        "owners": [
+            {"uid": uid, "gid": gid, "entries": one.entries, "bytes_new": one.bytes_new}
+            for uid, gid, one in differences.owners(found.changes)
+        ],
+        "notes": [
+            {
+                "kind": note.kind,
+                "count": note.count,
+                "bytes_new": note.bytes_new,
+                "paths": [_path_text(path) for path in note.paths],
+            }
+            for note in noted
+        ],
+        "budget": None
+        if budget is None
+        else {"bytes": budget, "exceeded": summed.bytes_new > budget},
+        "files": [_change_row(change) for change in found.changes] if with_files else None,
+    }
+
+
+def _sum_row(summed: Sum) -> Json:
+    return {
+        "added": summed.added,
+        "changed": summed.changed,
+        "removed": summed.removed,
+        "bytes_new": summed.bytes_new,
+        "bytes_removed": summed.bytes_removed,
+    }
+
+
+def _change_row(change: Change) -> Json:
+    facts = change.facts
+    return {
+        "path": _path_text(change.path),
+        "state": change.state,
+        "what": list(change.what),
+        "mode": f"{facts.mode:04o}",
+        "uid": facts.uid,
+        "gid": facts.gid,
+        "size": facts.size,
+        "target": facts.target.decode(errors="backslashreplace") or None,
+    }
+
+
+def _path_text(path: bytes) -> str:
+    """A path from the image's root; bytes that are no UTF-8 are written as `\\xff`."""
+    return "/" + path.decode(errors="backslashreplace")

@@ -6,7 +6,6 @@ status 200), so a web page or an empty body is an error here, and plain http is 
 
 from __future__ import annotations
 
-import codecs
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -26,12 +25,11 @@ from ocis2i.net import (
     split_credentials,
 )
 from ocis2i.retries import Retries, Sleep
+from ocis2i.web_files import HTML_TYPES, looks_like_html
 
 _FOUND = (200, 201)  # upstream's, `pkg/scripts/download.go`
 _REFUSED = (401, 403)
 _PROXY_WANTS_PASSWORD = 407
-_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
-_HTML_STARTS = (b"<!doctype html", b"<html")
 
 
 class ScriptDownloads:
@@ -76,7 +74,7 @@ class ScriptDownloads:
         body = read_body(response, limit)
         if not body:
             raise RequestError("the answer is empty", kind="other")
-        if media_type in _HTML_TYPES or looks_like_html(body):
+        if media_type in HTML_TYPES or looks_like_html(body):
             raise RequestError(
                 "the answer is a web page and no script",
                 kind="other",
@@ -105,9 +103,3 @@ class ScriptDownloads:
             self._warned.add(server)
             text = "are not encrypted: anybody on the way can change what the build runs"
             self._report(Notice("warning", f"scripts from `http://{server[1]}` {text}"))
-
-
-def looks_like_html(body: bytes) -> bool:
-    """Whether `body` begins as a web page, after a byte order mark and white space."""
-    start = body.removeprefix(codecs.BOM_UTF8).lstrip()[:32].lower()
-    return start.startswith(_HTML_STARTS)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # every start of the program loads this module
+    from ocis2i.failure import Failure
 
 
 class Ocis2iError(Exception):
     """An expected failure: what happened, to what, with the value, and what to try.
 
     `reason` is a word of S2I's failure vocabulary where one exists (source-to-image
-    `pkg/util/status`), else one of ours in the same form. `exit_code` ends the process.
+    `pkg/util/status`), else one of ours in the same form. `exit_code` ends the process. `failure`
+    is what is known of the script that failed, if it was one.
     """
 
     exit_code: ClassVar[int] = 1
@@ -20,6 +24,7 @@ class Ocis2iError(Exception):
         self.message = message
         self.hint = hint
         self.reason = reason or self.default_reason
+        self.failure: Failure | None = None
 
 
 class UsageError(Ocis2iError):
@@ -64,7 +69,10 @@ class IsolationError(Ocis2iError):
 
 
 class ScriptError(Ocis2iError):
-    """A script of the builder ran and failed; `script_exit_code` is its own status."""
+    """A script of the builder ran and failed; `script_exit_code` is its own status.
+
+    With `started` false it could not even begin, and the status is what a shell says of that.
+    """
 
     exit_code = 7
     default_reason = "AssembleFailed"
@@ -76,9 +84,11 @@ class ScriptError(Ocis2iError):
         script_exit_code: int,
         hint: str | None = None,
         reason: str | None = None,
+        started: bool = True,
     ) -> None:
         super().__init__(message, hint=hint, reason=reason)
         self.script_exit_code = script_exit_code
+        self.started = started
 
 
 class OutputError(Ocis2iError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,75 @@ class NetworkEnded:
     more: int
 
 
-Event = StageStarted | StageEnded | ScriptOutput | Transfer | Notice | NetworkEnded
+@dataclass(frozen=True, slots=True)
+class ImageStored:
+    """The image is whole in the store: from now on only outputs and pushes can be missing.
+
+    `facts` are those of the build that its document has, as `builder`, `changes` and `isolation`.
+    """
+
+    digest: str
+    config: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputWritten:
+    """The image was written to a place outside of the store, as `oci:DIR`."""
+
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePushed:
+    """The image is in its registries, by all these names."""
+
+    names: tuple[str, ...]
+
+
+Event = (
+    StageStarted
+    | StageEnded
+    | ScriptOutput
+    | Transfer
+    | Notice
+    | NetworkEnded
+    | ImageStored
+    | OutputWritten
+    | ImagePushed
+)
 Report = Callable[[Event], None]
+
+
+class LastLines:
+    """Passes events on, and remembers the last lines that a script printed, as they were shown."""
+
+    def __init__(self, report: Report, most: int = 20) -> None:
+        self._report = report
+        self._tail: deque[str] = deque(maxlen=most)
+        self._count = 0
+
+    def __call__(self, event: Event) -> None:
+        """Takes one event."""
+        if isinstance(event, ScriptOutput):
+            self._tail.append(event.line)
+            self._count += 1
+        self._report(event)
+
+    def forget(self) -> None:
+        """Another script begins."""
+        self._tail.clear()
+        self._count = 0
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The last lines."""
+        return tuple(self._tail)
+
+    @property
+    def count(self) -> int:
+        """How many there were in all."""
+        return self._count
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import os
 import posixpath
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.container import needs_shell
+from ocis2i.declared import applied, label_declaration
 from ocis2i.dockerfile import (
     CONTEXT,
     MARK,
@@ -38,9 +39,11 @@ from ocis2i.images import Layers, Obtained, Places, PullPolicy, blamed_on, obtai
 from ocis2i.injections import InjectedFile, read_injections
 from ocis2i.inputs import check_users, contract_of
 from ocis2i.mappings import PathPair
+from ocis2i.parameters import Applied
 from ocis2i.reference import Location, PathLocation, StoredLocation
 from ocis2i.s2i import (
     DEFAULT_IMAGE_SCRIPTS_URL,
+    PARAMETERS_LABEL,
     Contract,
     check_label_size,
     generated_labels,
@@ -51,6 +54,8 @@ from ocis2i.sources import (
     ArtifactSource,
     DirSource,
     GitSource,
+    PreparedSource,
+    SingleSource,
     Source,
     SourceInfo,
     SourceTree,
@@ -115,7 +120,7 @@ def export(wanted: ExportSpec, path: str, tools: Tools) -> Path:
             _write(upload / _MARKER, _GENERATED if wanted.source_later else _EXPORTED)
             _publish(scratch, target, keep_upload=wanted.source_later)
     except OSError as error:
-        what = "the Dockerfile cannot be written"
+        what = f"the Dockerfile `{target}` cannot be written"
         raise explain(error, what, reason="DockerFileCreationFailed") from error
     return target
 
@@ -127,6 +132,8 @@ def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -
     user = spec.assemble_user or contract.assemble_user or config.runtime.user
     scripts = _scripts(work, contract, tree)
     secrets, names = _secrets(work, config.runtime.working_dir or "/")
+    variables = {**read_environment(tree, work.report).values, **spec.environment}
+    parameters = _parameters(work, builder, variables)
     stage_of_runtime = None
     if spec.runtime and runtime:
         stage_of_runtime = _runtime_stage(work, spec.runtime, runtime, tree, scripts)
@@ -137,21 +144,44 @@ def _plan(work: _Work, builder: Obtained, runtime: Obtained | None, name: str) -
         scripts=scripts,
         assemble_user=user,
         destination=contract.destination,
-        environment={**read_environment(tree, work.report).values, **spec.environment},
+        environment={**variables, **parameters.both, **parameters.run},
         labels=_labels(spec, builder, runtime or builder, tree.info),
         tag=spec.tag,
         platform=str(spec.platform) if spec.platform else None,
         previous=spec.tag if spec.incremental else None,
         runtime=stage_of_runtime,
         secret_files=secrets,
-        secret_variables=tuple(sorted(spec.secrets.environment)),
+        secret_variables=tuple(sorted({*parameters.secret, *spec.secrets.environment})),
+        build_variables=parameters.build,
         names=names,
         via_entrypoint=spec.via_entrypoint,
         keep_entrypoint=spec.keep_entrypoint,
+        start=spec.start,
         flags=build_flags(spec.mounts, spec.cap_drop, spec.network, spec.add_hosts),
         name=name,
         shell_scripts=_shell_scripts(scripts, stage_of_runtime),
     )
+
+
+def _parameters(work: _Work, builder: Obtained, variables: Mapping[str, str]) -> Applied:
+    """The builder's parameters, by its label: of layers nothing is fetched here.
+
+    Of secrets only the names get into the Dockerfile.
+    """
+    spec = work.spec
+    if work.wanted.source_later:
+        return Applied()  # `generate` has no flags for them: whoever fills `upload/src` sets them
+    if spec.parameters is None and PARAMETERS_LABEL not in builder.image.config.runtime.labels:
+        return Applied()
+    declaration = label_declaration(builder)
+    if declaration is None:
+        raise UsageError(
+            f"`{builder.name}` has no label `{PARAMETERS_LABEL}`, and for a Dockerfile its layers "
+            "are not looked into",
+            hint="-e NAME=VALUE sets a variable for assemble and the image",
+        )
+    chosen = (*variables, *spec.secrets.environment)
+    return applied(builder, declaration, spec.parameters, chosen, work.report)
 
 
 # --- before anything is written ---------------------------------------------------------------
@@ -212,6 +242,10 @@ def _local_root(source: Source) -> Path | None:
         case GitSource(local=local):
             return local
         case ArchiveSource(path):
+            return path
+        case PreparedSource(path):
+            return path
+        case SingleSource(path):
             return path
         case ArtifactSource():
             return None
@@ -354,7 +388,7 @@ def _artifact(pair: PathPair, cwd: str) -> Artifact:
 
 
 def _labels(spec: BuildSpec, builder: Obtained, base: Obtained, info: SourceInfo) -> dict[str, str]:
-    labels = generated_labels(
+    labels = spec.start.labels | generated_labels(
         info,
         builder=builder.name,
         tag=spec.tag,

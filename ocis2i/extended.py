@@ -19,7 +19,7 @@ from ocis2i.container import (
     check_script,
     identify,
     make_working_directory,
-    run_script,
+    run_stage,
 )
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Notice, Report, stage
@@ -190,8 +190,14 @@ def move(
         _copy(plan, builder, identity, rootfs, site.report)
     job = _job(plan, rootfs, identity, environment, more)
     if job:
-        with stage(site.report, "assemble-runtime", job.argv[0]):
-            run_script(site, rootfs, job, reason="AssembleRuntimeFailed")
+        run_stage(
+            site,
+            rootfs,
+            job,
+            "assemble-runtime",
+            detail=job.argv[0],
+            reason="AssembleRuntimeFailed",
+        )
     return rootfs
 
 
@@ -230,4 +236,4 @@ def _job(
     if mode is None or not stat.S_ISREG(mode):
         return None
     check_script(place, plan.obtained.name, rootfs)
-    return Job((place.path_in_image,), identity, plan.cwd, environment, more)
+    return Job((place.path_in_image,), identity, plan.cwd, environment, more, place=place)

@@ -29,7 +29,19 @@ def explain(error: OSError, what: str, *, reason: str = "FileSystemOperationFail
         )
     named = isinstance(error.filename, str | bytes)  # calls by descriptor give its number
     where = f" (`{os.fsdecode(error.filename)}`)" if named else ""
-    return OutputError(f"{what}: {error.strerror or error}{where}", reason=reason)
+    return OutputError(
+        f"{what}: {error.strerror or error}{where}", hint=_way_out(error), reason=reason
+    )
+
+
+def _way_out(error: OSError) -> str:
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return "let this user write there, or name another place"
+        case errno.EROFS:
+            return "it is on a read-only file system: name another place"
+        case _:
+            return "name a place that is there and can be written"
 
 
 def sync_directory(path: Path) -> None:

@@ -60,6 +60,7 @@ class Hidden:
         except Ocis2iError as error:
             error.message = self.finder.mask(error.message)
             error.hint = error.hint and self.finder.mask(error.hint)
+            error.failure = error.failure and error.failure.masked(self.finder.mask)
             raise
 
     def search(self, file: BinaryIO, where: str) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ocis2i.artifacts import extract
-from ocis2i.container import Job, Site, check_script, describe_exit, identify, runnable
-from ocis2i.errors import Interrupted, Ocis2iError, ScriptError
+from ocis2i.container import Job, Site, check_script, identify, run_explained
+from ocis2i.errors import Interrupted, Ocis2iError
 from ocis2i.events import Notice, ScriptOutput, stage
 from ocis2i.hidden import Hidden
 from ocis2i.images import Obtained, PullPolicy, obtain
@@ -161,7 +161,8 @@ def _run_in_previous(
         rootfs.put_file(script.file, script.path_in_image, identity.uid, identity.gid, 0o755)
     check_script(script, previous.name, rootfs)
     rootfs.mount()
-    job = Job((script.path_in_image,), identity, runtime.working_dir or "/", runtime.env)
+    cwd = runtime.working_dir or "/"
+    job = Job((script.path_in_image,), identity, cwd, runtime.env, place=script)
     _save(job, rootfs, saving, tar)
 
 
@@ -179,20 +180,13 @@ def _script_in(previous: Obtained, saving: Saving, current: ScriptPlace) -> Scri
 
 
 def _save(job: Job, rootfs: Rootfs, saving: Saving, tar: BinaryIO) -> None:
-    run = runnable(job.spec(saving.site.around), rootfs)
     report = saving.site.report
     stdio = Stdio(
         lambda stream, line: report(ScriptOutput(stream, line)),
         output=tar,
         output_limit=saving.site.settings.layer_limit,
     )
-    result = saving.site.runner.run(rootfs, run, stdio)
-    if result.exit_code:
-        raise ScriptError(
-            f"`{job.argv[0]}` failed with {describe_exit(result.exit_code)}",
-            script_exit_code=result.exit_code,
-            reason="SaveArtifactsFailed",
-        )
+    run_explained(saving.site, rootfs, job, _SCRIPT, stdio, reason="SaveArtifactsFailed")
     tar.flush()
     tar.seek(0)
 
@@ -309,7 +303,7 @@ def _save_of_builder(
     saving: Saving, script: ScriptPlace, job: Job, rootfs: Rootfs, kept: Reference | None
 ) -> Delivered | None:
     check_script(script, saving.builder.name, rootfs)
-    again = replace(job, argv=(script.path_in_image,), more={}, mounts=())
+    again = replace(job, argv=(script.path_in_image,), more={}, mounts=(), place=script)
     store = saving.site.places.store
     with store.scratch_file() as tar:
         _save(again, rootfs, saving, tar)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocis2i.errors import PolicyError
+from ocis2i.binaries import runs_on
+from ocis2i.errors import PolicyError, SourceError
 from ocis2i.events import Notice, Report, stage
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Layers, Obtained, blamed_on, obtain
-from ocis2i.s2i import REQUIRED_SCRIPTS, Contract, merge_environment, read_contract
+from ocis2i.s2i import (
+    PARAMETERS_LABEL,
+    REQUIRED_SCRIPTS,
+    Contract,
+    merge_environment,
+    parameters_path,
+    read_contract,
+)
 from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.session import Session
-from ocis2i.sources import SourceTree, fetch
+from ocis2i.sources import SourceInfo, SourceTree, fetch
+from ocis2i.sources.paths import shown
 from ocis2i.spec import BuildSpec
 from ocis2i.store import LayerRecord
 from ocis2i.tools import Tools
@@ -25,6 +35,7 @@ from ocis2i.unpack import unpack_layers
 
 if TYPE_CHECKING:
     from ocis2i.extended import RuntimeImage
+    from ocis2i.parameters import Applied, Declaration
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Inputs:
     layers: tuple[LayerRecord, ...]
     runtime: RuntimeImage | None
     hidden: Hidden
+    parameters: Applied | None = None
 
     @property
     def base(self) -> Obtained:
@@ -60,6 +72,16 @@ class Inputs:
         """The environment of `image` with the user's variables."""
         return merge_environment(image.image.config.runtime.env, self.user_environment)
 
+    def result_environment(self) -> tuple[str, ...]:
+        """The environment of the result: parameters of the running image are in it, too."""
+        run = self.parameters.run if self.parameters else {}
+        return merge_environment(self.base.image.config.runtime.env, self.user_environment, run)
+
+    @property
+    def build_parameters(self) -> Mapping[str, str]:
+        """Parameters for the scripts of the build alone, those that are secrets not among them."""
+        return self.parameters.build if self.parameters else {}
+
 
 def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
     """Fetches the source, obtains the images and finds what belongs to them.
@@ -72,6 +94,8 @@ def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
     tree = _fetch(spec, upload / "src", tools)
     builder, contract = _obtain_builder(spec, here, tools)
     runtime = _obtain_runtime(spec, tools)
+    if tree.info.file_architecture:
+        _check_architecture(tree.info, runtime or builder)
     check_users(spec, builder, runtime)
     scripts = _find_scripts(spec, contract, tree, upload / "scripts", tools)
     plan = None
@@ -80,20 +104,87 @@ def gather(spec: BuildSpec, here: Session, tools: Tools) -> Inputs:
 
         found = RuntimeSearch(tree, scripts, upload / "runtime-scripts", tools.cwd, tools.download)
         plan = plan_runtime(spec, spec.runtime, runtime, found, tools.report)
-    layers = () if here.in_place else _unpack(builder, here, tools)
     variables = {**read_environment(tree, tools.report).values, **spec.environment}
+    declared = _declared_by_label(builder)
+    parameters = _apply(spec, builder, declared, variables, tools) if declared else None
+    layers = () if here.in_place else _unpack(builder, here, tools)
+    if parameters is None:
+        declared = _declared_by_file(builder, contract, here, layers)
+        parameters = _apply(spec, builder, declared, variables, tools)
+    secrets = spec.secrets
+    if parameters:
+        variables |= parameters.both
+        secrets = replace(secrets, environment={**parameters.secret, **secrets.environment})
     hidden = hide(
-        spec.secrets,
+        secrets,
         builder.image.config.runtime.working_dir or "/",
         here.directory,
         here.agent,
         settings=tools.settings,
         cwd=tools.cwd,
         report=tools.report,
-        chosen=spec.environment,
+        chosen={**spec.environment, **(parameters.build if parameters else {})},
         proxies=spec.network != "proxy",
     )
-    return Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden)
+    return Inputs(builder, contract, tree, scripts, variables, layers, plan, hidden, parameters)
+
+
+def _declared_by_label(builder: Obtained) -> Declaration | None:
+    if PARAMETERS_LABEL not in builder.image.config.runtime.labels:
+        return None
+    from ocis2i.declared import label_declaration  # noqa: PLC0415 - few builders have parameters
+
+    return label_declaration(builder)
+
+
+def _declared_by_file(
+    builder: Obtained, contract: Contract, here: Session, layers: tuple[LayerRecord, ...]
+) -> Declaration | None:
+    path = parameters_path(contract.scripts_url)
+    if path is None or not any(_has_file(one, path, here) for one in layer_roots(here, layers)):
+        return None
+    from ocis2i.declared import file_declaration  # noqa: PLC0415 - few builders have parameters
+
+    return file_declaration(builder, path, here, layers)
+
+
+def layer_roots(here: Session, layers: tuple[LayerRecord, ...]) -> tuple[str, ...]:
+    """Where files of the builder are on the disk, a directory for each layer."""
+    return ("/",) if here.in_place else tuple(str(layer.tree) for layer in layers)
+
+
+def _has_file(root: str, path: str, here: Session) -> bool:
+    # To join the layers takes longer than to look into each, and few builders have the file.
+    mode = here.agent.request("look", root=root, paths=[path])["modes"][0]
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _apply(
+    spec: BuildSpec,
+    builder: Obtained,
+    declaration: Declaration | None,
+    variables: Mapping[str, str],
+    tools: Tools,
+) -> Applied | None:
+    """What was given for the builder's parameters; raises `UsageError` before anything runs."""
+    if declaration is None and spec.parameters is None:
+        return None
+    from ocis2i.declared import applied  # noqa: PLC0415 - few builds load it
+
+    chosen = (*variables, *spec.secrets.environment)
+    return applied(builder, declaration, spec.parameters, chosen, tools.report)
+
+
+def _check_architecture(info: SourceInfo, base: Obtained) -> None:
+    """Raises `SourceError` for a program that the image of the result cannot run."""
+    platform = base.image.config.platform
+    if runs_on(info.file_architecture, platform.architecture):
+        return
+    raise SourceError(
+        f"the program `{shown(info.file_name)}` is for {info.file_architecture}, and "
+        f"`{base.name}` is for {platform.architecture}",
+        hint="name a program or a --platform that fits; --source-type file takes any file as it is",
+    )
 
 
 def _check_targets(spec: BuildSpec, tools: Tools) -> None:

@@ -15,14 +15,14 @@ from ocis2i.container import (
     make_working_directory,
     runnable,
 )
-from ocis2i.errors import UsageError
+from ocis2i.errors import ScriptError, UsageError
 from ocis2i.images import Obtained, Places
 from ocis2i.isolation.in_place import InPlace
 from ocis2i.limits import Limits
-from ocis2i.rootfs import prepare
-from ocis2i.runner import BindMount, Hardening, RunResult, Stdio
+from ocis2i.rootfs import Rootfs, prepare
+from ocis2i.runner import BindMount, Hardening, RunResult, RunSpec, Stdio
 from ocis2i.s2i import merge_environment, read_contract
-from ocis2i.scripts import Download, resolve
+from ocis2i.scripts import Download, ScriptPlace, resolve
 from ocis2i.session import session
 from ocis2i.settings import Settings
 from ocis2i.unpack import unpack_layers
@@ -110,8 +110,8 @@ def show_usage(
     hardening: Hardening,
     cwd: Path,
     download: Download | None,
-) -> int:
-    """Runs a builder's usage script with our own standard streams; its exit code.
+) -> ScriptError | None:
+    """Runs a builder's usage script with our own standard streams; its failure, if it failed.
 
     Nothing is kept of it, where upstream commits an image. Raises `ScriptsError` without one.
     """
@@ -148,4 +148,21 @@ def show_usage(
         around = Surroundings(mounts, limits=limits, hardening=hardening)
         run = runnable(job.spec(around.fitted(here)), rootfs)
         runner = choose_runner(here, isolation, hardening, places.report)
-        return runner.run(rootfs, run, Stdio()).exit_code
+        code = runner.run(rootfs, run, Stdio()).exit_code
+        return _usage_failure(code, run, script, runner.name, rootfs) if code else None
+
+
+def _usage_failure(
+    code: int, run: RunSpec, script: ScriptPlace, isolation: str, rootfs: Rootfs
+) -> ScriptError:
+    """What is known of a usage script that failed; nobody but the user has seen its output."""
+    from ocis2i.causes import describe_exit  # noqa: PLC0415 - few need it
+    from ocis2i.script_failure import circumstances, explained  # noqa: PLC0415
+
+    said = describe_exit(code, (), circumstances(run))
+    error = ScriptError(f"`{run.argv[-1]}` failed with {said}", script_exit_code=code)
+    error.failure = explained(
+        error, run, script, stage="usage", isolation=isolation, tree=rootfs, lines=1
+    )
+    error.hint = error.failure.way_out
+    return error

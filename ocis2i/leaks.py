@@ -12,7 +12,6 @@ where one of its words was seen. Measured on 300 MB of programs and sources: 20 
 from __future__ import annotations
 
 import base64
-import html
 import json
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -171,6 +170,8 @@ def _text_forms(value: bytes) -> Iterator[tuple[str, bytes]]:
         escaped = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
         yield "JSON", escaped.encode()
         yield "JSON", escaped.replace("/", "\\/").encode()
+    import html  # noqa: PLC0415 - its table of names takes 5 ms, and few builds have secrets
+
     for quotes in (True, False):
         yield "XML", html.escape(text, quote=quotes).encode()
 

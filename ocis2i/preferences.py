@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ocis2i import variables
 from ocis2i.allowed_hosts import parse_allow_host
 from ocis2i.container_options import parse_network
 from ocis2i.errors import UsageError
@@ -51,17 +52,17 @@ _LISTS: Mapping[str, Callable[[str], object]] = {"allow-host": parse_allow_host}
 KEYS = (*_KEYS, *_LISTS)
 # The names of the parameters that can have a default from here.
 PARAMETERS = frozenset(name.replace("-", "_") for name in KEYS)
-_VARIABLES = {"OCIS2I_ISOLATION": "isolation", "OCIS2I_ROOTFS": "rootfs"}
+_VARIABLES = {"isolation": variables.ISOLATION, "rootfs": variables.ROOTFS}
 
 
 def defaults(environ: Mapping[str, str]) -> Defaults:
     """Reads the file and the variables, as parameter names and values. Raises `UsageError`."""
     path = config_path(environ)
     found = _read(path)
-    for variable, key in _VARIABLES.items():
-        if environ.get(variable):
-            _checked(key, environ[variable], variable)
-            found[key] = environ[variable]
+    for key, variable in _VARIABLES.items():
+        if text := variable.text(environ):
+            _checked(key, text, variable.name)
+            found[key] = text
     return {name.replace("-", "_"): value for name, value in found.items()}
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
+from ocis2i import journal
 from ocis2i.errors import OutputError
 from ocis2i.events import Notice, Report
+from ocis2i.finished import Finished
 from ocis2i.reference import Digest
 from ocis2i.session import dead_builds, remove_leftovers
 from ocis2i.settings import Settings
@@ -23,14 +26,33 @@ class Pruned:
     leftovers: int = 0
     blob_bytes: int = 0
     busy: bool = False
+    records: int = 0
 
 
-def prune(store: Store, settings: Settings, *, everything: bool = False) -> Pruned:
+@dataclass(frozen=True, slots=True)
+class OldRecords:
+    """Which records of finished builds stay: the last `keep`, without those from `before`."""
+
+    keep: int
+    before: datetime | None = None
+
+
+def prune(
+    store: Store, settings: Settings, *, everything: bool = False, old: OldRecords | None = None
+) -> Pruned:
     """Removes dead builds, leftovers of killed processes, and blobs and layers out of use.
 
-    `everything` takes all images out first. While a build runs, only dead builds are removed.
-    Raises `OutputError` when something cannot be removed.
+    `everything` takes all images out first, and the records of all builds. While a build runs,
+    only dead builds and `old` records are removed. Raises `OutputError` when something cannot be
+    removed.
     """
+    old = old or OldRecords(0 if everything else settings.keep_builds)
+    _remove(journal.leftovers(store.root), None)
+    records = journal.retire(store.root, old.keep, before=old.before)
+    return replace(_prune_store(store, settings, everything=everything), records=records)
+
+
+def _prune_store(store: Store, settings: Settings, *, everything: bool) -> Pruned:
     search_path = settings.environment.get("PATH")
     with store.alone() as alone:
         dead = dead_builds(store, alone=alone)
@@ -49,6 +71,7 @@ def prune(store: Store, settings: Settings, *, everything: bool = False) -> Prun
         for path in (store.root / "locks").glob("*-*"):
             path.unlink()
         store.whereabouts.forget_but(used)
+        Finished(store).forget_but(used)
         for path in layers:
             store.forget_layer(path)
         _remove([*dead, *layers, *leftovers], search_path)

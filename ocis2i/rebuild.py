@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
 from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location
-from ocis2i.s2i import DESCRIPTION_LABEL, DISPLAY_NAME_LABEL, LABEL_NAMESPACE, redact_url
+from ocis2i.s2i import (
+    DESCRIPTION_LABEL,
+    DISPLAY_NAME_LABEL,
+    GIVEN_PARAMETERS_LABEL,
+    LABEL_NAMESPACE,
+    SOURCE_FILE_LABEL,
+    Start,
+    read_start,
+    redact_url,
+)
 from ocis2i.sources.paths import shown
 
 _BUILD = f"{LABEL_NAMESPACE}build."
@@ -32,6 +41,8 @@ _REMOTE_URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # git's own rule: a colon before any slash is `host:path` (git-clone(1), GIT URLS).
 _SCP = re.compile(r"(?!file:)[^/]+:", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(?:tar(?:\.\w+)?|tgz|txz|tbz2?|tzst|zip|jar|war|ear)\Z", re.IGNORECASE)
+# A file over HTTP, with its digest.
+_PINNED = re.compile(r"#sha256=[0-9a-f]{64}\Z")
 # What `redact_url` leaves of a secret in a URL's query.
 _LOST_SECRET = re.compile(r"[?&][^=&#\s]*=redacted(?=[&#\s'\"]|\Z)")
 
@@ -44,8 +55,8 @@ SourceKind = Literal["remote", "artifact", "directory", "archive"]
 class Rebuild:
     """The build that the labels of an image describe; `warnings` are sentences for the user.
 
-    `copy` is the flag `--copy`. `is_local`: the source is a path of this host, which a hostile
-    image may have chosen.
+    `copy` is the flag `--copy`, `parameters` the label of what the builder was given. `is_local`:
+    the source is a path of this host, which a hostile image may have chosen.
     """
 
     builder: str
@@ -56,6 +67,9 @@ class Rebuild:
     application_name: str | None = None
     copy: bool = False
     is_local: bool = False
+    parameters: str = ""
+    file_name: str | None = None
+    start: Start = field(default_factory=Start)
     warnings: tuple[str, ...] = ()
 
 
@@ -83,12 +97,15 @@ def plan_rebuild(name: str, config: RuntimeConfig) -> Rebuild:
         application_name=labels.get(DISPLAY_NAME_LABEL) or None,
         copy=kind == "directory" and not cloned,
         is_local=not elsewhere,
+        parameters=labels.get(GIVEN_PARAMETERS_LABEL, ""),
+        file_name=None if kind == "artifact" else labels.get(SOURCE_FILE_LABEL) or None,
+        start=read_start(labels),
         warnings=(
             *_warn_of_relative("builder", builder, is_path=_is_path_location(builder)),
             *_warn_of_relative("source", location, is_path=not elsewhere),
             *(
                 ()
-                if kind == "artifact"  # its digest says what was in it
+                if kind == "artifact" or _PINNED.search(location)  # the digest says what was in it
                 else _warn_of_change(location, commit, ref, cloned=cloned)
             ),
         ),

@@ -1,4 +1,4 @@
-"""Events as text for people: plain lines, and on a terminal one live line for each transfer."""
+"""Events as text for people: plain lines, as logs want them. `ocis2i.live` is for terminals."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from ocis2i.events import (
     Event,
+    ImagePushed,
+    ImageStored,
     NetworkEnded,
     Notice,
+    OutputWritten,
     ScriptOutput,
     StageEnded,
     StageStarted,
     Transfer,
 )
 from ocis2i.manifest import format_time
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Recorder:
         self._open: dict[str, datetime] = {}
         self.stages: list[StageRecord] = []
         self.network: NetworkEnded | None = None
+        # Who wants to know as well: the build's record.
+        self.listeners: list[Callable[[Event], None]] = []
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
@@ -63,16 +65,22 @@ class Recorder:
             self.stages.append(StageRecord(event.stage, started, seconds, event.ok))
         elif isinstance(event, NetworkEnded):
             self.network = event
-        self._show(event)
+        self._tell(event)
 
     def warn(self, message: str) -> None:
         """Shows a warning."""
-        self._show(Notice("warning", message))
+        self._tell(Notice("warning", message))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+        self._show(event)
 
 
 _TAIL_LINES = 40
 
-_STAGES = {
+STAGE_WORDS = {
+    "unchanged": "unchanged",
     "check-push": "checking that the result may be pushed",
     "fetch": "fetching the source",
     "pull": "getting the builder",
@@ -118,6 +126,9 @@ class Quiet:
     def close(self) -> None:
         """Nothing is open."""
 
+    def conclude(self, name: str | None) -> None:
+        """Nobody wants to read it."""
+
     def _write(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
@@ -129,9 +140,6 @@ class Lines:
     def __init__(self, stream: TextIO, *, log_level: int) -> None:
         self._stream = stream
         self._level = log_level
-        self._is_terminal = stream.isatty()
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
@@ -139,7 +147,7 @@ class Lines:
         with self._lock:
             match event:
                 case StageStarted(name, detail):
-                    words = _STAGES.get(name, name)
+                    words = STAGE_WORDS.get(name, name)
                     self._line(f"---> {words}" + (f": {printable(detail)}" if detail else ""))
                 case ScriptOutput(_, line):
                     self._line(line)
@@ -147,22 +155,20 @@ class Lines:
                     self._notice(event)
                 case Transfer():
                     self._transfer(event)
-                case StageEnded():
-                    self._end_progress()
-                case NetworkEnded():
-                    pass  # a notice says it in words
+                case StageEnded() | NetworkEnded():
+                    pass
+                case ImageStored() | OutputWritten() | ImagePushed():
+                    pass  # notices and stages say it in words
 
     def close(self) -> None:
-        """Takes the live lines off the terminal."""
-        with self._lock:
-            self._end_progress()
+        """Nothing is open."""
+
+    def conclude(self, name: str | None) -> None:
+        """The stages were said one by one, and the result goes to standard output."""
 
     def _line(self, text: str) -> None:
-        if self._progress:
-            self._progress.console.print(text, soft_wrap=True)
-        else:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        self._stream.write(text + "\n")
+        self._stream.flush()
 
     def _notice(self, notice: Notice) -> None:
         if notice.level == "warning":
@@ -171,41 +177,8 @@ class Lines:
             self._line(printable(notice.message))
 
     def _transfer(self, event: Transfer) -> None:
-        if event.state in ("exists", "mounted", "done"):
-            if event.state == "done" and event.digest in self._tasks and self._progress:
-                self._progress.update(self._tasks[event.digest], completed=event.total)
-            elif self._level >= 1:
-                self._line(f"     {event.state} {event.digest[7:19]}")
-            return
-        if not self._is_terminal:
-            return
-        if self._progress is None:
-            self._progress = _live_lines(self._stream)
-            self._progress.start()
-        if event.digest not in self._tasks:
-            label = f"{event.state} {event.digest[7:19]}"
-            self._tasks[event.digest] = self._progress.add_task(label, total=event.total)
-        self._progress.update(self._tasks[event.digest], completed=event.done)
-
-    def _end_progress(self) -> None:
-        if self._progress:
-            self._progress.stop()
-        self._progress = None
-        self._tasks.clear()
-
-
-def _live_lines(stream: TextIO) -> Progress:
-    # It takes long to load, and most builds have nothing to show with it.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("     {task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-    )
-    console = Console(file=stream, highlight=False, markup=False)
-    return Progress(*columns, console=console, transient=True)
+        if event.state in ("exists", "mounted", "done") and self._level >= 1:
+            self._line(f"     {event.state} {event.digest[7:19]}")
 
 
 def printable(text: str) -> str:

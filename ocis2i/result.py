@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 from ocis2i.compression import compress
 from ocis2i.container import Site
 from ocis2i.errors import ImageError
-from ocis2i.events import stage
+from ocis2i.events import ImagePushed, ImageStored, OutputWritten, Report, stage
 from ocis2i.fs import explain
 from ocis2i.images import Blobs, Obtained
+from ocis2i.incremental import Restored
 from ocis2i.inputs import Inputs
 from ocis2i.manifest import (
     OCI_LAYER,
@@ -22,13 +25,18 @@ from ocis2i.manifest import (
     Layer,
     append_layer,
 )
-from ocis2i.outputs import Delivered, deliver
+from ocis2i.outputs import Delivered, Output, deliver
 from ocis2i.publish import Sendable, send
 from ocis2i.rebuild import IMAGE_LABEL
+from ocis2i.reference import Reference
 from ocis2i.rootfs import Changes, Rootfs
 from ocis2i.s2i import (
+    GIVEN_PARAMETERS_LABEL,
     IMAGE_METADATA_PATH,
+    OWN_LABELS,
+    PARAMETERS_LABEL,
     SOURCE_LOCATION_LABEL,
+    SOURCE_SHA256_LABEL,
     check_label_size,
     generated_labels,
     parse_image_metadata,
@@ -42,6 +50,10 @@ from ocis2i.tools import Tools
 def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, str]:
     """Those of the base, ours, and what assemble wrote into its file, which wins."""
     labels = dict(inputs.base.image.config.runtime.labels)
+    labels.pop(GIVEN_PARAMETERS_LABEL, None)  # those of the base's own build
+    for name in OWN_LABELS:
+        labels.pop(name, None)  # those of the base's own build
+    labels |= spec.start.labels
     labels |= generated_labels(
         inputs.tree.info,
         builder=inputs.builder.name,
@@ -49,6 +61,10 @@ def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, s
         description=spec.description,
         application_name=spec.application_name,
     )
+    if inputs.parameters and inputs.parameters.given:
+        from ocis2i.parameters import encode_given  # noqa: PLC0415 - few builds load it
+
+        labels[GIVEN_PARAMETERS_LABEL] = encode_given(inputs.parameters.given)
     try:
         metadata = rootfs.read_text(IMAGE_METADATA_PATH)
     except ImageError as error:
@@ -56,6 +72,7 @@ def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, s
         raise
     if metadata is not None:
         labels |= parse_image_metadata(metadata.encode(errors="surrogateescape"))
+    labels.pop(PARAMETERS_LABEL, None)  # of the builder, which the result is not
     check_label_size(labels)
     return labels
 
@@ -80,6 +97,7 @@ def write_layer(
                         blob,
                         compression=spec.compression,
                         level=spec.compression_level,
+                        fast=spec.clamp_seconds is None,
                     )
             except OSError as error:
                 what = "the layer cannot be written"
@@ -97,47 +115,111 @@ def compose(spec: BuildSpec, inputs: Inputs, layer: Layer, labels: Mapping[str, 
     runtime = result_config(
         base.image.config.runtime,
         run_script=inputs.run_script,
-        environment=inputs.environment(base),
+        environment=inputs.result_environment(),
         labels=labels,
         keep_entrypoint=spec.keep_entrypoint,
+        start=spec.start,
     )
     history = History.of(
         created=spec.created,
         created_by=inputs.scripts["assemble"].path_in_image,
         comment="ocis2i build",
     )
-    return append_layer(base.image, layer, history, runtime)
+    image = append_layer(base.image, layer, history, runtime)
+    if digest := inputs.tree.info.file_sha256:
+        return replace(image, annotations={SOURCE_SHA256_LABEL: digest})
+    return image
 
 
 def store_result(spec: BuildSpec, inputs: Inputs, encoded: Encoded, store: Store) -> None:
     """Puts the image into the store, with what another build of it needs to know."""
+    put_names(spec, encoded, inputs.base.origin, built_of(inputs), store)
+
+
+def built_of(inputs: Inputs) -> tuple[str, str]:
+    """The source and the builder of a result, as another build of it needs to know them."""
     # Not of all labels: assemble may have written another place there.
     own = generated_labels(inputs.tree.info, builder=inputs.builder.name)
+    return own.get(SOURCE_LOCATION_LABEL, ""), own[IMAGE_LABEL]
+
+
+def put_names(
+    spec: BuildSpec,
+    encoded: Encoded,
+    origin: Reference | None,
+    built: tuple[str, str],
+    store: Store,
+) -> None:
+    """Lets all names of a build stand for an image; `built` of which source and builder it is."""
+    built_from, built_with = built
     for name in [str(name) for name in spec.names] or [""]:
-        store.put_image(
-            encoded,
-            name,
-            inputs.base.origin,
-            built_from=own.get(SOURCE_LOCATION_LABEL, ""),
-            built_with=own[IMAGE_LABEL],
-        )
+        store.put_image(encoded, name, origin, built_from=built_from, built_with=built_with)
+
+
+def facts_of(
+    builder: Obtained, changes: Changes, isolation: str, restored: Restored | None = None
+) -> dict[str, Any]:
+    """What the document of the build says that the image itself does not tell."""
+    return {
+        "builder": _named(builder),
+        "isolation": isolation,
+        "incremental": bool(restored),
+        "restored_from": restored.previous if restored else None,
+        "changes": {"entries": changes.entries, "bytes": changes.size_bytes},
+    }
+
+
+def _named(found: Obtained) -> dict[str, str]:
+    return {"name": found.name, "digest": str(found.manifest.descriptor.digest)}
 
 
 def deliver_result(
-    spec: BuildSpec, base: Obtained, image: Image, encoded: Encoded, tools: Tools
+    spec: BuildSpec,
+    base: Obtained,
+    image: Image,
+    encoded: Encoded,
+    tools: Tools,
+    *,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[Delivered, ...], bool]:
-    """Writes every output, and pushes; what was written, and whether it was pushed."""
-    delivered = []
+    """Writes every output, and pushes; what was written, and whether it was pushed.
+
+    The image is in the store. `facts` of its build are for the record, see `ImageStored`.
+    """
+    config = encoded.config_descriptor.digest
+    known = {"base": _named(base), **(facts or {})}
+    tools.report(ImageStored(str(encoded.descriptor.digest), str(config), known))
+    layers = [layer.descriptor for layer in image.layers]
+    sendable = Sendable.of(encoded, layers, tools.places, known=base.reference, origin=base.origin)
     blobs = Blobs(tools.places, base.origin)
-    for output in spec.outputs:
-        with stage(tools.report, "output", str(output)):
-            delivered.append(deliver(output, image, encoded, blobs, name=spec.name))
+    delivered = tuple(
+        write_output(output, image, encoded, blobs, name=spec.name, report=tools.report)
+        for output in spec.outputs
+    )
     if not spec.push or spec.name is None:
-        return tuple(delivered), False
-    with stage(tools.report, "push", ", ".join(map(str, spec.names))):
-        layers = [layer.descriptor for layer in image.layers]
-        sendable = Sendable.of(
-            encoded, layers, tools.places, known=base.reference, origin=base.origin
-        )
-        send(sendable, spec.names, tools.places)
-    return tuple(delivered), True
+        return delivered, False
+    push_result(sendable, spec.names, tools)
+    return delivered, True
+
+
+def write_output(
+    output: Output,
+    image: Image,
+    encoded: Encoded,
+    blobs: Blobs,
+    *,
+    name: Reference | None,
+    report: Report,
+) -> Delivered:
+    """Writes the image to one more place, as a stage of the build."""
+    with stage(report, "output", str(output)):
+        delivered = deliver(output, image, encoded, blobs, name=name)
+    report(OutputWritten(str(output)))
+    return delivered
+
+
+def push_result(image: Sendable, names: tuple[Reference, ...], tools: Tools) -> None:
+    """Pushes the image by all its names, as a stage of the build."""
+    with stage(tools.report, "push", ", ".join(map(str, names))):
+        send(image, names, tools.places)
+    tools.report(ImagePushed(tuple(map(str, names))))

@@ -66,6 +66,8 @@ class RunSpec:
 
     `cap_drop` are names as `linux/capability.h` has them, or `ALL`. `netns` is the network
     namespace to be in, a path in the agent's mount namespace; without one `network` says which.
+    With `terminal` (rows and columns) it gets one of its own, joined with ours (descriptors 0 and
+    2), and `Stdio` counts for nothing.
     """
 
     argv: tuple[str, ...]
@@ -79,6 +81,7 @@ class RunSpec:
     netns: str | None = None
     limits: Limits = field(default_factory=Limits)
     hardening: Hardening = field(default_factory=Hardening)
+    terminal: tuple[int, int] | None = None
 
     @property
     def capabilities(self) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ docstring says what ocis2i does instead.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, ScriptsError, SourceError, UsageError
 from ocis2i.manifest import ImageConfig, RuntimeConfig, parse_json
@@ -23,6 +25,25 @@ ASSEMBLE_INPUT_FILES_LABEL = "io.openshift.s2i.assemble-input-files"
 SOURCE_LOCATION_LABEL = f"{LABEL_NAMESPACE}build.source-location"
 DESCRIPTION_LABEL = "io.k8s.description"
 DISPLAY_NAME_LABEL = "io.k8s.display-name"
+# What a builder can be told, see docs/parameters.md.
+PARAMETERS_LABEL = "io.ocis2i.parameters"
+PARAMETERS_FILE = "parameters.json"
+# A source that is one file.
+SOURCE_FILE_LABEL = "io.ocis2i.source.file"
+SOURCE_KIND_LABEL = "io.ocis2i.source.kind"
+SOURCE_SHA256_LABEL = "io.ocis2i.source.sha256"
+# How the result starts, where that is not the run script alone: `entrypoint`, and a JSON list.
+START_LABEL = "io.ocis2i.build.start"
+ARGUMENTS_LABEL = "io.ocis2i.build.args"
+OWN_LABELS = (
+    SOURCE_FILE_LABEL,
+    SOURCE_KIND_LABEL,
+    SOURCE_SHA256_LABEL,
+    START_LABEL,
+    ARGUMENTS_LABEL,
+)
+# What a result's build was given of them, for a rebuild; never a secret.
+GIVEN_PARAMETERS_LABEL = "io.ocis2i.build.parameters"
 
 SCRIPTS_URL_VARIABLE = "STI_SCRIPTS_URL"
 DESTINATION_VARIABLE = "STI_LOCATION"
@@ -61,7 +82,8 @@ class SourceInfo:
     """Where a source came from; empty text where it is not known.
 
     `location` carries no credentials, `author` is `Name <mail>`, `date` has git's default form,
-    `commit_time` is in seconds since 1970.
+    `commit_time` is in seconds since 1970. What begins with `file` is of a source that is one file:
+    its name, SHA-256 in hex, kind (`binaries.Kind`) and a program's processor.
     """
 
     location: str = ""
@@ -72,6 +94,10 @@ class SourceInfo:
     message: str = ""
     context_dir: str = ""
     commit_time: int | None = None
+    file_name: str = ""
+    file_sha256: str = ""
+    file_kind: str = ""
+    file_architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +175,12 @@ def image_directory(url: str) -> str | None:
     if url[:length].lower() != IMAGE_URL_PREFIX:
         return None
     return absolute_path(url[length:])
+
+
+def parameters_path(scripts_url: str | None) -> str | None:
+    """Where an image with that scripts URL may declare parameters; `None`: nowhere in it."""
+    directory = image_directory(scripts_url) if scripts_url else None
+    return posixpath.join(directory, PARAMETERS_FILE) if directory else None
 
 
 def absolute_path(path: str, below: str = "/") -> str:
@@ -251,6 +283,55 @@ def merge_environment(image_env: Sequence[str], *layers: Mapping[str, str]) -> t
 # --- the result's config ----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the run script of a result stands, and the arguments after it.
+
+    `cmd`: `Cmd` is the script and its arguments, and words after `docker run IMAGE` replace them
+    all. `entrypoint`: the script is the `Entrypoint`, and such words replace the arguments.
+    """
+
+    where: Literal["cmd", "entrypoint"] = "cmd"
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What a rebuild needs to know; nothing of the usual start."""
+        labels: dict[str, str] = {START_LABEL: self.where} if self.where != "cmd" else {}
+        if self.arguments:
+            labels[ARGUMENTS_LABEL] = json.dumps(self.arguments, ensure_ascii=False)
+        return labels
+
+
+def parse_start(where: str | None, arguments: Sequence[str] | None) -> Start:
+    """Reads `--start` and `--args`; raises `UsageError`."""
+    if where not in (None, "cmd", "entrypoint"):
+        raise UsageError(f"--start is `{where[:40]}`", hint="it must be cmd or entrypoint")
+    for argument in arguments or ():
+        if "\0" in argument:
+            raise UsageError("--args holds a NUL byte, which no argument of a program can")
+        if _as_utf8(argument) != argument:
+            text = _as_utf8(argument)
+            raise UsageError(f"--args `{text}` is not UTF-8 text, which an image config is")
+    return Start("entrypoint" if where == "entrypoint" else "cmd", tuple(arguments or ()))
+
+
+def read_start(labels: Mapping[str, str]) -> Start:
+    """How the labels of an image say that it starts. Raises `ImageError` for what they cannot."""
+    text = labels.get(ARGUMENTS_LABEL, "")
+    try:
+        arguments = json.loads(text) if text else []
+        is_list = isinstance(arguments, list) and all(isinstance(one, str) for one in arguments)
+        if is_list:
+            return parse_start(labels.get(START_LABEL) or None, arguments)
+    except (ValueError, RecursionError, UsageError):
+        pass
+    raise ImageError(
+        f"the labels `{START_LABEL}` and `{ARGUMENTS_LABEL}` do not say how an image starts",
+        hint="build it anew, with --start and --args",
+    )
+
+
 # What Docker's commit does not take over from the base, and fields that only a container has.
 _CONTAINER_ONLY = frozenset(
     "Shell StopTimeout ArgsEscaped Domainname Hostname AttachStdin AttachStdout AttachStderr "
@@ -265,20 +346,24 @@ def result_config(
     environment: Sequence[str],
     labels: Mapping[str, str],
     keep_entrypoint: bool = False,
+    start: Start = Start(),
 ) -> RuntimeConfig:
     """How a container of the result starts: `Cmd` is the run script alone, no `Entrypoint`.
 
-    `keep_entrypoint` leaves the base's, as upstream does. `User`, `WorkingDir`, ports, volumes,
+    `start` adds arguments, or makes the run script the `Entrypoint`. `keep_entrypoint` leaves the
+    base's, as upstream does. `User`, `WorkingDir`, ports, volumes,
     stop signal, health check and unknown fields are the base's; `OnBuild` and Docker's
     container-only fields are dropped. Raises `ScriptsError` when `run_script` is not an absolute
     path.
     """
     if not run_script.startswith("/"):
         raise ScriptsError(f"the run script `{run_script}` is not an absolute path in the image")
+    is_entrypoint = start.where == "entrypoint"
+    kept = base.entrypoint if keep_entrypoint else None
     return replace(
         base,
-        cmd=(run_script,),
-        entrypoint=base.entrypoint if keep_entrypoint else None,
+        cmd=start.arguments or None if is_entrypoint else (run_script, *start.arguments),
+        entrypoint=(run_script,) if is_entrypoint else kept,
         env=tuple(environment),
         labels=dict(labels),
         on_build=(),
@@ -315,6 +400,9 @@ def generated_labels(
         f"{build}commit.message": source.message,
         f"{build}source-location": redact_url(source.location),
         f"{build}source-context-dir": source.context_dir,
+        SOURCE_FILE_LABEL: source.file_name,
+        SOURCE_KIND_LABEL: source.file_kind,
+        SOURCE_SHA256_LABEL: source.file_sha256,
     }
     return {key: _as_utf8(value) for key, value in labels.items() if value}
 

@@ -30,8 +30,9 @@ FILE = ".s2ifile"
 OLD_FILE = ".stifile"
 SIZE_LIMIT = 1 << 20
 
-# Their values stay out of the file: `-e` is the usual way for passwords into a build.
-SECRET_FLAGS = ("env", "build-env")
+# Their values stay out of the file: `-e` is the usual way for passwords into a build, and which
+# parameter is a secret is only known once the builder is.
+SECRET_FLAGS = ("env", "build-env", "parameter")
 # It says that there is a file, and is no part of what the file says.
 _OWN_FLAG = "use-config"
 # Old names that win over the new ones: a stored one must not win over what was typed.

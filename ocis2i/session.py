@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ocis2i import syscalls
+from ocis2i import syscalls, variables
 from ocis2i.container_options import HostEntry
 from ocis2i.errors import IsolationError, Ocis2iError
 from ocis2i.events import Event, Notice, Report
@@ -191,7 +191,7 @@ def session(
         # A script may be of the same user: our memory has credentials in it (ptrace(2)).
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     ids: Literal["auto", "none"] = "none" if weak else "auto"
-    buildah_mode = settings.environment.get("OCIS2I_BUILDAH_ISOLATION")
+    buildah_mode = variables.BUILDAH_ISOLATION.text(settings.environment)
     with store.in_use(), store.new_build() as (directory, lock):
         try:
             with agent(

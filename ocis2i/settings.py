@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from ocis2i import variables
 from ocis2i.errors import UsageError
 
 # What scripts see and change: overlayfs over the unpacked layers, or a copy of them.
@@ -21,8 +22,10 @@ ISOLATIONS = ("auto", "runc", "crun", "builtin", "buildah", "chroot", "in-place"
 
 # A layer that unpacks to more is taken for a bomb; real ones stay far below.
 DEFAULT_LAYER_LIMIT = 32 << 30
-# 9999-12-31T23:59:59Z, the last time that RFC 3339 can write.
-LAST_SECOND = 253402300799
+# How many records of finished builds are kept.
+DEFAULT_KEEP_BUILDS = 20
+# The last time that an image can name.
+LAST_SECOND = variables.SOURCE_DATE_EPOCH.largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +43,35 @@ class Settings:
     rootfs: str = "auto"
     allow_weak: bool = False
     keep_blobs: bool = False
+    no_cache: bool = False
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    keep_builds: int = DEFAULT_KEEP_BUILDS
 
     @classmethod
     def from_environ(
         cls, environ: Mapping[str, str], *, root: str | None = None, rootfs: str | None = None
     ) -> Settings:
         """Reads `OCIS2I_ROOT`, `OCIS2I_LAYER_LIMIT`, `OCIS2I_ROOTFS`,
-        `OCIS2I_ALLOW_WEAK_ISOLATION`, `OCIS2I_KEEP_BLOBS`, `XDG_DATA_HOME`, `HOME` and
-        `SOURCE_DATE_EPOCH`.
+        `OCIS2I_ALLOW_WEAK_ISOLATION`, `OCIS2I_KEEP_BLOBS`, `OCIS2I_KEEP_BUILDS`,
+        `OCIS2I_NO_CACHE`, `XDG_DATA_HOME`, `HOME` and `SOURCE_DATE_EPOCH`.
 
         `root` and `rootfs` (flags) win over the environment. Raises `UsageError`.
         """
         home = Path(environ.get("HOME") or "/")
-        store_root = Path(root or environ.get("OCIS2I_ROOT") or _usual_store(environ)).absolute()
-        limit = _number(environ, "OCIS2I_LAYER_LIMIT", "bytes", 1 << 62)
+        store_root = Path(root or variables.ROOT.text(environ) or _usual_store(environ)).absolute()
+        limit = variables.LAYER_LIMIT.number(environ)
+        builds = variables.KEEP_BUILDS.number(environ)
         return cls(
             store_root,
             home,
-            _number(environ, "SOURCE_DATE_EPOCH", "seconds since 1970", LAST_SECOND),
+            variables.SOURCE_DATE_EPOCH.number(environ),
             DEFAULT_LAYER_LIMIT if limit is None else limit,
             _rootfs(rootfs, environ),
-            _yes(environ, "OCIS2I_ALLOW_WEAK_ISOLATION"),
-            _yes(environ, "OCIS2I_KEEP_BLOBS"),
+            variables.ALLOW_WEAK_ISOLATION.is_on(environ),
+            variables.KEEP_BLOBS.is_on(environ),
+            variables.NO_CACHE.is_on(environ),
             dict(environ),
+            keep_builds=DEFAULT_KEEP_BUILDS if builds is None else builds,
         )
 
     def program_environment(self, **more: str) -> dict[str, str]:
@@ -98,30 +106,12 @@ _PASSED_ON = frozenset(
 
 
 def _rootfs(flag: str | None, environ: Mapping[str, str]) -> str:
-    wanted = environ.get("OCIS2I_ROOTFS") or "auto" if flag is None else flag
+    wanted = variables.ROOTFS.text(environ) or "auto" if flag is None else flag
     if wanted not in ROOTFS_KINDS:
-        name = "OCIS2I_ROOTFS" if flag is None else "--rootfs"
+        name = variables.ROOTFS.name if flag is None else "--rootfs"
         raise UsageError(f"{name} is `{wanted}`", hint=f"it must be {_either(ROOTFS_KINDS)}")
     return wanted
 
 
-def _yes(environ: Mapping[str, str], name: str) -> bool:
-    text = environ.get(name) or "0"
-    if text not in ("0", "1"):
-        raise UsageError(f"{name} is `{text[:40]}`", hint="it must be 1 or 0")
-    return text == "1"
-
-
 def _either(words: tuple[str, ...]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _number(environ: Mapping[str, str], name: str, unit: str, largest: int) -> int | None:
-    text = environ.get(name)
-    if not text:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) > largest:
-        raise UsageError(
-            f"{name} is `{text[:40]}`", hint=f"it must be a number of {unit}, {largest} at most"
-        )
-    return int(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from ocis2i.allowed_hosts import AllowList
 from ocis2i.compression import Compression
@@ -16,8 +17,12 @@ from ocis2i.outputs import Output
 from ocis2i.reference import Location, Platform, Reference
 from ocis2i.remote_cache import CacheSpec
 from ocis2i.runner import BindMount, Hardening, Network
+from ocis2i.s2i import Start
 from ocis2i.sources import Source
 from ocis2i.uids import UidRanges
+
+if TYPE_CHECKING:  # few builds load it
+    from ocis2i.parameters import ParameterSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class BuildSpec:
 
     It has `more_names` besides. `created` is the time of the image, `clamp_seconds` (since 1970)
     the latest time in it, `None` when files keep their own.
+    `reuse_seconds`: for so long the finished image of the same input counts, `None`: it is
+    built in any case, and counts for the next.
     """
 
     source: Source
@@ -69,6 +76,7 @@ class BuildSpec:
     platform: Platform | None = None
     pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     environment: Mapping[str, str] = field(default_factory=dict)
+    parameters: ParameterSpec | None = None
     secrets: SecretSpec = field(default_factory=SecretSpec)
     mounts: tuple[BindMount, ...] = ()
     cap_drop: frozenset[str] = frozenset()
@@ -90,13 +98,16 @@ class BuildSpec:
     previous_pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     runtime: RuntimeSpec | None = None
     keep_entrypoint: bool = False
+    start: Start = field(default_factory=Start)
     prune_upload: bool = False
     save_upload: bool = False
+    shell_on_failure: bool = False
     keep_blobs: bool = False
     clamp_seconds: int | None = None
     compression: Compression = Compression.GZIP
     compression_level: int | None = None
     isolation: str | None = None
+    reuse_seconds: float | None = None
 
     @property
     def names(self) -> tuple[Reference, ...]:

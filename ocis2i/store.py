@@ -4,6 +4,7 @@
     layers/   unpacked layers by diff_id; `fs` is the tree, `layer.json` says that it is complete
     squashed/ the same, unpacked with a single user id: `layer.json` has the owners
     builds/   one directory for each build, locked while it runs
+    records/  what is known of builds, running and past: see `ocis2i.records`
     seen/     which repositories have had a blob
     locks/    lock files
     tmp/      what is being written, and the beginnings of broken downloads (`*.part`); under the
@@ -113,7 +114,8 @@ class Store:
                 store._set_up()
         except OSError as error:
             refused = explain(error, f"the store `{root}` cannot be used")
-            refused.hint = refused.hint or "use another directory with --root or OCIS2I_ROOT"
+            if not is_full(error):
+                refused.hint = "use another directory with --root or OCIS2I_ROOT"
             raise refused from error
         return store
 

@@ -12,17 +12,23 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
-errors reference manifest indexes oci_artifacts s2i mappings confidential settings events limits
-runner uids credentials
+failure errors variables reference manifest indexes oci_artifacts s2i patterns parameters shell
+mappings confidential settings events limits
+runner causes uids credentials
 syscall_numbers seccomp syscalls fs proc container_config certificates net retries endpoints
 container_options allowed_hosts preferences forwarding relay proxy
-blobs leaks mirrors tar layers compression agent archives
+blobs leaks mirrors tar layers differences compression agent archives
 policy whereabouts store auth registries credential_helpers keychain login registry blob_stream
-transfer referrers oras_client outputs images publish joins
-sources injections scripts download callback tools
-isolation volumes unpack rootfs artifacts remote_cache session in_place
-rebuild s2ifile scaffold spec refusals hidden container incremental extended inputs result
-build launch prune upload dockerfile export report documents doctor completion commands cli __main__
+transfer referrers oras_client outputs images image_files layer_facts publish joins
+command_words records journal
+binaries web_files sources injections scripts script_failure download callback tools
+prepare_source kube
+isolation volumes unpack rootfs artifacts remote_cache session in_place declared
+rebuild s2ifile scaffold spec refusals hidden container failed_shell incremental extended
+inputs result finished unchanged build launch prune resume upload dockerfile export
+report live markup treemap build_facts build_page documents
+explain rules script_checks builder_checks build_rows following doctor
+completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.
@@ -32,12 +38,14 @@ AGENT_MAY_IMPORT = {"agent", "syscalls", "tar", "layers"}
 ONLY_IN = {
     "subprocess": {"proc"},
     "ctypes": {"syscalls"},
-    "requests": {"net", "registry", "auth", "oras_client"},
+    "requests": {"net", "registry", "auth", "oras_client", "web_files"},
     "oras": {"oras_client"},
     "urllib3": {"net", "registry", "auth"},
+    "isal": {"compression"},
     "zstandard": {"compression"},
+    "kubernetes": {"kube"},
+    "yaml": {"kube"},
     "typer": {"cli", "commands", "completion"},
-    "rich": {"report"},
 }
 
 LONGEST_MODULE_LINES = 800

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ocis2i import syscalls
+from ocis2i.agent.console import take
 from ocis2i.agent.failure import AgentError
 from ocis2i.agent.namespaces import be_alone_as
 from ocis2i.agent.owners import ROOT, give, squashed
@@ -61,13 +62,15 @@ LINKS = {
 Config = dict[str, Any]
 
 
-def start(config: Config, rootfs: str, stdio: list[int]) -> int:
+def start(config: Config, rootfs: str, stdio: list[int], *, console: int | None = None) -> int:
     """Starts the config's process; returns the pid whose end is the container's end.
+
+    With a `console` it gets a terminal, whose other side goes through that socket.
 
     Raises `AgentError` of kind `isolation` when the container cannot be set up, of kind
     `not-found` or `not-executable` when its program cannot be started.
     """
-    return started(lambda errors: _outer(config, rootfs, stdio, errors))
+    return started(lambda errors: _outer(config, rootfs, stdio, errors, console))
 
 
 def started(child: Callable[[int], NoReturn]) -> int:
@@ -86,7 +89,9 @@ def started(child: Callable[[int], NoReturn]) -> int:
     return pid
 
 
-def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoReturn:
+def _outer(
+    config: Config, rootfs: str, stdio: list[int], errors: int, console: int | None
+) -> NoReturn:
     """Between the agent and the container's init: owns the new pid namespace, waits."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -96,7 +101,7 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         _leave(config["linux"]["namespaces"])
         init = os.fork()
         if init == 0:
-            _init(config, rootfs, errors)
+            _init(config, rootfs, errors, console)
         os.close(errors)
         _close_stdio()
         _, status = os.waitpid(init, 0)
@@ -105,7 +110,7 @@ def _outer(config: Config, rootfs: str, stdio: list[int], errors: int) -> NoRetu
         _explain(errors, "the container cannot be set up", error)
 
 
-def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
+def _init(config: Config, rootfs: str, errors: int, console: int | None) -> NoReturn:
     """Process 1 of the container: builds its world, starts the payload, reaps."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -113,7 +118,7 @@ def _init(config: Config, rootfs: str, errors: int) -> NoReturn:
         _enter(config, rootfs)
         payload = os.fork()
         if payload == 0:
-            turn_into(config, errors)
+            turn_into(config, errors, console=console)
         os.close(errors)
         _close_stdio()
         while True:
@@ -279,15 +284,24 @@ NOT_INHERITED = (
 
 
 def turn_into(
-    config: Config, errors: int, become: Callable[[Config], None] | None = None
+    config: Config,
+    errors: int,
+    become: Callable[[Config], None] | None = None,
+    *,
+    console: int | None = None,
 ) -> NoReturn:
-    """Turns this process into the config's; `become` is another way to its user than usual."""
+    """Turns this process into the config's; `become` is another way to its user than usual.
+
+    With a `console` it gets a terminal of its own (`ocis2i.agent.console.take`).
+    """
     process = config["process"]
     # With one user id there is nothing that setuid could give.
     no_new_privileges = process["noNewPrivileges"] or squashed()
     argv, environment = process["args"], dict(v.split("=", 1) for v in process["env"])
     try:
         os.setsid()
+        if console is not None:
+            take(console, process["user"])
         for limit in process["rlimits"]:
             number = getattr(resource, limit["type"])
             resource.setrlimit(number, (limit["soft"], limit["hard"]))

@@ -46,11 +46,12 @@ _DEVICES = {
 _SET_CAPABILITIES = 1 << syscalls.CAPABILITIES.index("CAP_SETPCAP")
 
 
-def start(config: Config, stdio: list[int], *, root: str | None) -> int:
+def start(config: Config, stdio: list[int], *, root: str | None, console: int | None = None) -> int:
     """Starts the process of an OCI runtime config in the tree `root`; `None`: where the agent is.
 
     Of the config its `process` counts, and the filter; without a tree the user stays who it is.
-    Returns its pid. Raises `AgentError` as `ocis2i.agent.container.start`.
+    Returns its pid. `console`, and the `AgentError` that is raised, are as in
+    `ocis2i.agent.container.start`.
     """
     # A filter takes no_new_privs, or rights that nobody has here.
     config = {**config, "process": {**config["process"], "noNewPrivileges": True}}
@@ -60,7 +61,7 @@ def start(config: Config, stdio: list[int], *, root: str | None) -> int:
     def child(errors: int) -> NoReturn:
         for number, fd in enumerate(stdio):
             os.dup2(fd, number, inheritable=True)
-        turn_into(config, errors, become)
+        turn_into(config, errors, become, console=console)
 
     return started(child)
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from ocis2i import syscalls
+from ocis2i.agent.console import hold
 from ocis2i.agent.container import NOT_INHERITED, mount_into
 from ocis2i.agent.failure import AgentError, explain
 from ocis2i.agent.tree import DIRECTORY, join, opened, resolve, times_kept
@@ -43,16 +44,18 @@ def start(
     cwd: str = "/",
     view: View | None = None,
     no_new_privileges: bool = False,
+    terminal: bool = False,
 ) -> int:
     """Starts a program with the given standard streams; returns its pid.
 
-    Raises `AgentError` when it cannot be started or its view cannot be made.
+    With `terminal` the first of them is its controlling terminal. Raises `AgentError` when it
+    cannot be started or its view cannot be made.
     """
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(receive)
-        said = _become(stdio, view, cwd, no_new_privileges=no_new_privileges)
+        said = _become(stdio, view, cwd, no_new_privileges=no_new_privileges, terminal=terminal)
         if said is None:
             try:
                 os.execve(argv[0], argv, environment)
@@ -71,7 +74,7 @@ def start(
 
 
 def _become(
-    stdio: list[int], view: View | None, cwd: str, *, no_new_privileges: bool
+    stdio: list[int], view: View | None, cwd: str, *, no_new_privileges: bool, terminal: bool
 ) -> AgentError | None:
     """Makes this process what the program shall be; what went wrong."""
     try:
@@ -79,6 +82,8 @@ def _become(
         os.setsid()
         for number, fd in enumerate(stdio):
             os.dup2(fd, number, inheritable=True)
+        if terminal:
+            hold(0)
         if view is not None:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             if view.pid_namespace:

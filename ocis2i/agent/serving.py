@@ -40,6 +40,7 @@ from ocis2i.agent import (
     unpack,
 )
 from ocis2i.agent.below import Hashed
+from ocis2i.agent.console import send as send_terminal
 from ocis2i.agent.failure import AgentError, explain
 from ocis2i.agent.owners import Owners
 from ocis2i.agent.wire import receive, send
@@ -273,16 +274,24 @@ class Agent:
 
     def run(self, request: Request, fds: list[int]) -> Reply:
         """Runs a host program with `fds` as its standard streams, to its end."""
-        view, wish = request.get("view"), request.get("confine") or {}
+        view, wish, stdio = request.get("view"), request.get("confine") or {}, fds[:3]
+        console = _console(request, fds)
+        if console is not None:
+            # Its own terminal goes between ours and that of the container, which it makes.
+            parents, ours = os.openpty()
+            fds += [parents, ours]  # closed with the others
+            send_terminal(console, parents)
+            stdio = [ours, ours, fds[2]]
         with program.lent(request.get("tree", "/"), request.get("lent", ())):
             with confine.entered(wish, fds[3:]):
                 pid = program.start(
                     request["argv"],
                     request["environment"],
-                    fds[:3],
+                    stdio,
                     cwd=request.get("cwd", "/"),
                     view=None if view is None else program.View(**view),
                     no_new_privileges=request.get("no_new_privileges", False),
+                    terminal=console is not None,
                 )
             return self._finish(pid, fds, wish, limit_seconds=request.get("limit_seconds"))
 
@@ -290,7 +299,8 @@ class Agent:
         """Runs a container by the builtin executor, to its end."""
         wish = request.get("confine") or {}
         with confine.entered(wish, fds[3:]):
-            pid = container.start(request["config"], request["rootfs"], fds[:3])
+            console = _console(request, fds)
+            pid = container.start(request["config"], request["rootfs"], fds[:3], console=console)
         return self._finish(pid, fds, wish)
 
     def direct(self, request: Request, fds: list[int]) -> Reply:
@@ -300,7 +310,8 @@ class Agent:
             if root is not None:
                 stack.enter_context(direct.furnished(root, request["files"]))
             with confine.entered(wish, fds[3:]):
-                pid = direct.start(request["config"], fds[:3], root=root)
+                console = _console(request, fds)
+                pid = direct.start(request["config"], fds[:3], root=root, console=console)
             return self._finish(pid, fds, wish)
 
     def _finish(
@@ -397,6 +408,11 @@ class Agent:
         """Counts a tree's entries and the bytes of its files."""
         entries, size = tree.measure(request["path"])
         return {"entries": entries, "size": size}
+
+
+def _console(request: Request, fds: list[int]) -> int | None:
+    """The socket that the other side of a terminal goes through, if one is asked for."""
+    return fds[-1] if request.get("console") else None
 
 
 def _leads_to(root: int, path: bytes) -> str:

@@ -18,6 +18,7 @@ from ocis2i.commands.flags import (
     TransferFlags,
     option,
 )
+from ocis2i.commands.record_flags import RecordFlags
 from ocis2i.commands.source_flags import SourceFlags
 from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
 
@@ -32,6 +33,7 @@ class CommonBuildFlags(
     TransferFlags,
     PlatformFlags,
     DigestFileFlags,
+    RecordFlags,
     TalkFlags,
     JsonFlags,
     DockerFlags,
@@ -63,6 +65,22 @@ class CommonBuildFlags(
             "--cache-ttl", metavar="TIME", help="How long it counts, as 90m or 48h. Default: 336h."
         ),
     ] = "336h"
+    no_cache: Annotated[
+        bool,
+        option(
+            "--no-cache",
+            help="Build, although the store has the image of the same input. Default: "
+            "$OCIS2I_NO_CACHE.",
+        ),
+    ] = False
+    reuse_within: Annotated[
+        str,
+        option(
+            "--reuse-within",
+            metavar="TIME",
+            help="How long the image of the same input counts, as 90m or 48h. Default: 24h.",
+        ),
+    ] = "24h"
     remove_previous: Annotated[
         bool, option("--rm", help="After an incremental build, delete the previous image.")
     ] = False
@@ -89,6 +107,13 @@ class CommonBuildFlags(
     save_temp_dir: Annotated[
         bool, option("--save-temp-dir", help="Keep a copy of what went into the container.")
     ] = False
+    shell_on_failure: Annotated[
+        bool,
+        option(
+            "--shell-on-failure",
+            help="When assemble or assemble-runtime fails, open a shell in its container.",
+        ),
+    ] = False
     destination: Annotated[
         str | None,
         option("--destination", "-d", metavar="DIR", help="Where source and scripts go."),
@@ -106,6 +131,24 @@ class CommonBuildFlags(
             metavar="NAME[=VALUE]",
             help="A variable for the build's scripts that the image never gets; without a "
             "value, the caller's; repeatable.",
+        ),
+    ] = None
+    parameter: Annotated[
+        list[str] | None,
+        option(
+            "--parameter",
+            "-P",
+            metavar="NAME[=VALUE]",
+            help="A parameter that the builder declares (`ocis2i explain`); =@FILE: from a file, "
+            "=@- standard input, without a value the caller's variable; repeatable.",
+        ),
+    ] = None
+    parameters_file: Annotated[
+        str | None,
+        option(
+            "--parameters-file",
+            metavar="FILE",
+            help="Parameters in JSON, TOML or lines of NAME=VALUE, by the file's name; -P wins.",
         ),
     ] = None
     inject: Annotated[
@@ -186,6 +229,23 @@ class CommonBuildFlags(
             help="Write the result to oci:, oci-archive: or docker-archive: too; repeatable.",
         ),
     ] = None
+    args: Annotated[
+        list[str] | None,
+        option(
+            "--args",
+            metavar="ARG",
+            help="An argument that the image gives to its run script, as it is; repeatable.",
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        option(
+            "--start",
+            metavar="WHERE",
+            help="cmd: the run script is the image's Cmd. entrypoint: it is the Entrypoint, and "
+            "words after the image's name are its arguments. Default: cmd.",
+        ),
+    ] = None
     keep_entrypoint: Annotated[
         bool, option("--keep-entrypoint", help="Keep the base image's Entrypoint, as s2i does.")
     ] = False
@@ -225,18 +285,22 @@ class CommonBuildFlags(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildFlags(CommonBuildFlags, SourceFlags):
-    """`build`."""
+class BuildOptions(CommonBuildFlags, SourceFlags):
+    """The options of `build`: all but its arguments."""
 
-    source: Annotated[
+    source_type: Annotated[
+        str,
+        option(
+            "--source-type",
+            metavar="TYPE",
+            help="What a file as the source is: file is taken as it is, archive is unpacked, "
+            "auto: its content decides.",
+        ),
+    ] = "auto"
+    source_name: Annotated[
         str | None,
-        typer.Argument(help="A directory, git URL or archive, - for an archive on stdin; #REF."),
+        option("--source-name", metavar="NAME", help="What a source that is one file is called."),
     ] = None
-    builder: Annotated[
-        str | None,
-        typer.Argument(help="The S2I builder image: a name, or oci:, oci-archive:, ..."),
-    ] = None
-    tag: Annotated[str | None, typer.Argument(help="The name of the result.")] = None
     depth: Annotated[
         int | None,
         option("--depth", metavar="N", min=1, help="Clone no more than the last N commits."),
@@ -313,6 +377,23 @@ class BuildFlags(CommonBuildFlags, SourceFlags):
     use_config: Annotated[
         bool, option("--use-config", help="Take arguments from .s2ifile, and save them there.")
     ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFlags(BuildOptions):
+    """`build`."""
+
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A directory, git URL, archive, program, .jar or .war; - for stdin; #REF."
+        ),
+    ] = None
+    builder: Annotated[
+        str | None,
+        typer.Argument(help="The S2I builder image: a name, or oci:, oci-archive:, ..."),
+    ] = None
+    tag: Annotated[str | None, typer.Argument(help="The name of the result.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,14 @@ from ocis2i.outputs import parse_output
 from ocis2i.reference import Reference, parse_location, parse_registry_name
 from ocis2i.remote_cache import CacheSpec
 from ocis2i.runner import Network
-from ocis2i.s2i import absolute_flag, parse_variable, parse_variable_file, user_flag
+from ocis2i.s2i import (
+    Start,
+    absolute_flag,
+    parse_start,
+    parse_variable,
+    parse_variable_file,
+    user_flag,
+)
 from ocis2i.settings import LAST_SECOND, Settings
 from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec, RuntimeSpec, SecretSpec
@@ -34,7 +41,13 @@ def build_spec(flags: BuildFlags, here: Context) -> BuildSpec:
     spec = common_spec(flags, here, builder=flags.builder or "", tag=flags.tag)
     return replace(
         spec,
-        source=flags.parsed(flags.source or "", here.tools.cwd, depth=flags.depth),
+        source=flags.parsed(
+            flags.source or "",
+            here.tools.cwd,
+            depth=flags.depth,
+            type=flags.source_type,
+            name=flags.source_name,
+        ),
         scripts_url=flags.scripts_url,
         assemble_user=user_flag(flags.assemble_user, "--assemble-user"),
         allowed_uids=parse_uid_ranges(flags.allowed_uids or ""),
@@ -76,6 +89,17 @@ def common_spec(
     network, warning = parse_network(flags.network)
     if warning:
         here.recorder.warn(warning)
+    environment = _environment(flags, here)
+    build_environment = _build_environment(flags.build_env, settings.environment)
+    parameters = None
+    if flags.parameter or flags.parameters_file:
+        from ocis2i.commands.given import read_parameters  # noqa: PLC0415 - few builds load it
+
+        chosen = {
+            **dict.fromkeys(environment, "-e"),
+            **dict.fromkeys(build_environment, "--build-env"),
+        }
+        parameters = read_parameters(flags, here, chosen)
     injections = _pairs(flags.inject, "--inject")
     if injections:
         from ocis2i.injections import check_injections  # noqa: PLC0415 - few builds load it
@@ -92,10 +116,11 @@ def common_spec(
         outputs=tuple(map(parse_output, flags.output or ())),
         platform=flags.wanted_platform,
         pull_policy=PullPolicy.parse(flags.pull_policy),
-        environment=_environment(flags, here),
+        environment=environment,
+        parameters=parameters,
         secrets=SecretSpec(
             injections=injections,
-            environment=_build_environment(flags.build_env, settings.environment),
+            environment=build_environment,
             host_mirrors=flags.host_mirrors,
             keep_names=flags.injection_names,
             allow_leaks=flags.allow_leaks,
@@ -114,14 +139,32 @@ def common_spec(
         cache=_cache(flags),
         previous_pull_policy=PullPolicy.parse(flags.previous_policy),
         keep_entrypoint=flags.keep_entrypoint,
+        start=_start(flags),
         prune_upload=flags.prune_upload,
         save_upload=flags.save_temp_dir,
+        shell_on_failure=flags.shell_on_failure,
         keep_blobs=flags.keep_blobs or settings.keep_blobs,
         clamp_seconds=clamp,
         compression=kind,
         compression_level=level,
         isolation=flags.wanted_isolation,
+        reuse_seconds=_reuse_seconds(flags, settings),
     )
+
+
+def _start(flags: CommonBuildFlags) -> Start:
+    start = parse_start(flags.start, flags.args)
+    if flags.keep_entrypoint and start.where == "entrypoint":
+        raise UsageError(
+            "--keep-entrypoint and --start entrypoint exclude each other",
+            hint="an image has one Entrypoint: the base's, or the run script",
+        )
+    return start
+
+
+def _reuse_seconds(flags: CommonBuildFlags, settings: Settings) -> float | None:
+    seconds = parse_duration(flags.reuse_within, "--reuse-within")
+    return None if flags.no_cache or settings.no_cache else seconds
 
 
 def _cache(flags: CommonBuildFlags) -> CacheSpec | None:

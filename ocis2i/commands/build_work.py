@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
-from ocis2i.build import BuildResult, build
+from ocis2i.build import BuildResult, build, check
 from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
 from ocis2i.commands.build_spec import build_spec
 from ocis2i.commands.context import Context, context, digest_file, result_file
+from ocis2i.commands.recording import close_journal, open_journal
 from ocis2i.commands.state import State, print_json
 from ocis2i.commands.web import web
 from ocis2i.documents import result_document
@@ -77,7 +79,10 @@ def run_build(
     run: bool = False,
 ) -> None:
     """Builds, and says what came of it."""
+    _check_terminal(spec)
     files = _result_files(flags, here)
+    check(spec)
+    open_journal(spec, flags, here)
     with web(here) as servers:
         try:
             result = build(spec, replace(here.tools, download=servers.download), ahead)
@@ -98,16 +103,33 @@ def run_build(
     for file, value in zip(files, (digest, result.encoded.config_descriptor.digest), strict=True):
         if file:
             file.write(str(value))
-    if flags.as_json:
-        recorded = here.recorder
-        print_json(result_document(result, spec, recorded.stages, messages, recorded.network))
-    else:
-        print(f"{spec.name.name}@{digest}" if spec.name else digest)
+    recorded = here.recorder
+    document = close_journal(
+        result_document(result, spec, recorded.stages, messages, recorded.network)
+    )
+    here.conclude(str(spec.name) if spec.name else None)
+    _print_result(document, flags)
     if run:
         sys.stdout.flush()
         # The document is out: a second one, of how the image ended, would make it unreadable.
         State.as_json = False
         _run_result(result, spec, here)
+
+
+def _print_result(document: dict[str, Any], flags: CommonBuildFlags) -> None:
+    """On standard output, unless the last event had it there."""
+    if flags.as_json:
+        print_json(document)
+    elif flags.events != "-":
+        print(document["reference"] or document["digest"])
+
+
+def _check_terminal(spec: BuildSpec) -> None:
+    """Somebody has to sit there for a shell; raises `UsageError` before the build."""
+    if spec.shell_on_failure:
+        from ocis2i.failed_shell import check_terminal  # noqa: PLC0415 - few want it
+
+        check_terminal()
 
 
 def _result_files(
@@ -140,8 +162,11 @@ def _run_result(result: BuildResult, spec: BuildSpec, here: Context) -> None:
         tools = here.tools
         ran = launch(image, wishes, tools.places, tools.settings, stdio=stdio)
     if ran.exit_code:
+        from ocis2i.causes import describe_exit  # noqa: PLC0415 - few want it
+
         raise ScriptError(
-            f"the image ran and ended with exit code {ran.exit_code}",
+            f"the image ran and ended with {describe_exit(ran.exit_code)}",
             script_exit_code=ran.exit_code,
+            hint=f"it was built and stored: `ocis2i run {spec.name or digest}` runs it again",
             reason="RunFailed",
         )

@@ -55,6 +55,11 @@ def _check_conflicts(flags: BuildFlags) -> None:
         raise UsageError(
             "--run and --as-dockerfile exclude each other", hint="build the Dockerfile, then run it"
         )
+    if flags.as_dockerfile is not None and (flags.record or flags.events):
+        raise UsageError(
+            "--record and --events have no meaning with --as-dockerfile: nothing is built",
+            hint="leave them out, or build directly",
+        )
     if flags.runtime_image == "":
         raise UsageError("--runtime-image is empty", hint="name an image, or leave it out")
     if flags.as_dockerfile is not None and (flags.cache_from or flags.cache_to):

@@ -17,9 +17,7 @@ from ocis2i.net import STALL_SECONDS
 from ocis2i.reference import RegistryLocation, parse_location
 from ocis2i.registries import Registries
 from ocis2i.registry import Registry
-
-TOTAL = "OCIS2I_REGISTRY_TIMEOUT"
-STALL = "OCIS2I_STALL_TIMEOUT"
+from ocis2i.variables import REGISTRY_TIMEOUT, STALL_TIMEOUT
 
 
 def open_registry(
@@ -48,8 +46,8 @@ def open_registry(
         keychain = Keychain(environment, given=given, helpers=())
     times = flags if isinstance(flags, TimeFlags) else TimeFlags()
     sends = flags if isinstance(flags, SendFlags) else SendFlags()
-    total = times.registry_timeout or environment.get(TOTAL) or None
-    stall = parse_duration(environment.get(STALL) or None, STALL)
+    total = times.registry_timeout or REGISTRY_TIMEOUT.text(environment)
+    stall = parse_duration(STALL_TIMEOUT.text(environment), STALL_TIMEOUT.name)
     return Registry(
         keychain,
         environment=environment,
@@ -59,7 +57,7 @@ def open_registry(
         upload=sends.upload_mode,
         stall_seconds=stall or STALL_SECONDS,
         total_seconds=parse_duration(
-            total, "--registry-timeout" if times.registry_timeout else TOTAL
+            total, "--registry-timeout" if times.registry_timeout else REGISTRY_TIMEOUT.name
         ),
         report=report,
     )

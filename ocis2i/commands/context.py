@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ocis2i.commands.connection import open_registry
+from ocis2i.commands.display import display
 from ocis2i.commands.flags import (
     DEFAULT_JOBS,
     DigestFileFlags,
@@ -27,7 +28,7 @@ from ocis2i.images import Places
 from ocis2i.outputs.files import ResultFile
 from ocis2i.policy import Policy
 from ocis2i.registries import Registries
-from ocis2i.report import Lines, Quiet, Recorder
+from ocis2i.report import Recorder
 from ocis2i.settings import Settings
 from ocis2i.store import Store
 from ocis2i.tools import Tools
@@ -40,6 +41,7 @@ class Context:
     tools: Tools
     recorder: Recorder
     registries: RegistryFlags = field(default_factory=RegistryFlags)
+    conclude: Callable[[str | None], None] = lambda _: None
 
     @property
     def store(self) -> Store:
@@ -56,7 +58,8 @@ def context(flags: StoreFlags) -> Iterator[Context]:
     rootfs = flags.rootfs if isinstance(flags, RootfsFlags) else None
     settings = Settings.from_environ(os.environ, root=flags.root or State.root, rootfs=rootfs)
     level = max(talk.log_level, State.log_level)
-    show = Quiet(sys.stderr) if talk.quiet else Lines(sys.stderr, log_level=level)
+    State.quiet = talk.quiet
+    show = display(quiet=talk.quiet, log_level=level)
     recorder = Recorder(show, lambda: datetime.now(UTC))
     State.recorder = recorder
     _warn_of_docker(flags, recorder)
@@ -79,7 +82,7 @@ def context(flags: StoreFlags) -> Iterator[Context]:
                 # Python has none for a descriptor that the caller closed.
                 stdin = sys.stdin.buffer if sys.stdin else None
                 tools = Tools(settings, places, recorder, working_directory(), stdin=stdin)
-                yield Context(tools, recorder, registries)
+                yield Context(tools, recorder, registries, show.conclude)
             finally:
                 show.close()
             sys.stdout.flush()

@@ -29,6 +29,7 @@ def export_build(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
         ("--callback-url", bool(flags.callback_url)),
         ("--rm", flags.remove_previous),
         ("--save-temp-dir", flags.save_temp_dir),
+        ("--shell-on-failure", flags.shell_on_failure),
         ("--timestamp", flags.timestamp is not None),
         ("--compression", "compression" in flags.given),
         ("--allow-leaks", flags.allow_leaks),

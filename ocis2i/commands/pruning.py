@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from ocis2i.commands.context import context
 from ocis2i.commands.flags import JsonFlags, option
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
-from ocis2i.prune import prune
+from ocis2i.limits import parse_duration
+from ocis2i.prune import OldRecords, prune
 from ocis2i.report import human_size
 
 
@@ -20,11 +22,24 @@ class PruneFlags(JsonFlags):
     everything: Annotated[
         bool, option("--all", help="Remove all images first: empties the store.")
     ] = False
+    builds: Annotated[
+        bool, option("--builds", help="Forget all builds that are over, with their logs.")
+    ] = False
+    older: Annotated[
+        str | None,
+        option("--older", metavar="TIME", help="Forget builds that began before that, as 48h."),
+    ] = None
 
 
 def prune_store(flags: PruneFlags) -> None:
     with context(flags) as here:
-        done = prune(here.store, here.tools.settings, everything=flags.everything)
+        settings = here.tools.settings
+        keep = 0 if flags.builds or flags.everything else settings.keep_builds
+        seconds = parse_duration(flags.older, "--older")
+        before = None if seconds is None else datetime.now(UTC) - timedelta(seconds=seconds)
+        done = prune(
+            here.store, settings, everything=flags.everything, old=OldRecords(keep, before)
+        )
         if done.busy:
             here.recorder.warn(
                 "the store is in use: only dead builds were removed; try again later"
@@ -39,10 +54,12 @@ def prune_store(flags: PruneFlags) -> None:
                     "leftovers": done.leftovers,
                     "bytes": done.blob_bytes,
                     "busy": done.busy,
+                    "records": done.records,
                 }
             )
         else:
+            forgotten = f", forgot {done.records} builds" if done.records else ""
             print(
                 f"removed {done.builds} dead builds, {done.layers} unpacked layers and "
-                f"{done.blobs} blobs ({human_size(done.blob_bytes)})"
+                f"{done.blobs} blobs ({human_size(done.blob_bytes)}){forgotten}"
             )

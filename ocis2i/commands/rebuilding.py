@@ -13,6 +13,7 @@ from ocis2i.errors import UsageError
 from ocis2i.images import Layers, PullPolicy, obtain
 from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
 from ocis2i.reference import Location, RegistryLocation, parse_location
+from ocis2i.s2i import Start, parse_start
 from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec
 
@@ -38,7 +39,7 @@ def rebuild_image(flags: RebuildFlags) -> None:
         )
         for sentence in plan.warnings:
             here.recorder.warn(sentence)
-        run_build(_as_recorded(spec, plan, here), flags, here)
+        run_build(_as_recorded(spec, plan, flags, here), flags, here)
 
 
 def _tag_of(location: Location, text: str) -> str:
@@ -50,7 +51,19 @@ def _tag_of(location: Location, text: str) -> str:
     return str(location.reference) if location.explicit else text
 
 
-def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
+def _start(flags: RebuildFlags, plan: Rebuild) -> Start:
+    """As recorded, but for what was typed; `--keep-entrypoint` leaves no other Entrypoint."""
+    given = parse_start(flags.start, flags.args)
+    where = given.where if flags.start or flags.keep_entrypoint else plan.start.where
+    return Start(where, plan.start.arguments if flags.args is None else given.arguments)
+
+
+def _as_recorded(spec: BuildSpec, plan: Rebuild, flags: RebuildFlags, here: Context) -> BuildSpec:
+    if plan.parameters:
+        from ocis2i.parameters import ParameterSpec, decode_given  # noqa: PLC0415 - few have any
+
+        given = spec.parameters or ParameterSpec()
+        spec = replace(spec, parameters=replace(given, recorded=decode_given(plan.parameters)))
     return replace(
         spec,
         source=parse_source(
@@ -59,7 +72,10 @@ def _as_recorded(spec: BuildSpec, plan: Rebuild, here: Context) -> BuildSpec:
             ref=plan.ref,
             context_dir=plan.context_dir,
             copy=plan.copy,
+            type="auto" if plan.file_name is None else "file",
+            name=plan.file_name,
         ),
+        start=_start(flags, plan),
         builder=parse_location(plan.builder),
         description=plan.description,
         application_name=plan.application_name,

@@ -38,7 +38,15 @@ class SourceFlags(StoreFlags):
         """The names of those of them that were given."""
         return sorted(self.given & SourceFlags.__annotations__.keys())
 
-    def parsed(self, source: str, cwd: Path, *, depth: int | None = None) -> Source:
+    def parsed(
+        self,
+        source: str,
+        cwd: Path,
+        *,
+        depth: int | None = None,
+        type: str = "auto",  # noqa: A002 - as the flag has it
+        name: str | None = None,
+    ) -> Source:
         """What `source` means with these flags; raises `UsageError`."""
         return parse_source(
             source,
@@ -50,4 +58,6 @@ class SourceFlags(StoreFlags):
             keep_symlinks=self.keep_symlinks,
             ignore_submodules=self.ignore_submodules,
             depth=depth,
+            type=type,
+            name=name,
         )

@@ -9,6 +9,7 @@ import typer
 
 from ocis2i.commands.container_flags import LimitFlags, known_isolation
 from ocis2i.commands.context import context
+from ocis2i.commands.failing import tell
 from ocis2i.commands.flags import (
     DockerFlags,
     PlatformFlags,
@@ -17,6 +18,7 @@ from ocis2i.commands.flags import (
     TalkFlags,
     option,
 )
+from ocis2i.commands.state import State
 from ocis2i.commands.web import web
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import show_usage as launch_usage
@@ -77,7 +79,7 @@ def show_usage(flags: UsageFlags) -> None:
                 PullPolicy.parse(flags.pull_policy),
                 here.tools.places,
             )
-            code = launch_usage(
+            failed = launch_usage(
                 found,
                 here.tools.places,
                 here.tools.settings,
@@ -90,4 +92,6 @@ def show_usage(flags: UsageFlags) -> None:
                 cwd=here.tools.cwd,
                 download=servers.download,
             )
-    raise typer.Exit(code)
+    if failed:
+        tell(failed, State.arguments, quiet=flags.quiet)
+    raise typer.Exit(failed.script_exit_code if failed else 0)

@@ -171,7 +171,7 @@ class Agent(Answering):
 def _error(answer: Reply) -> Ocis2iError:
     kind, message, hint = str(answer.get("kind")), str(answer["error"]), answer.get("hint")
     if kind in _EXIT_CODES:
-        return ScriptError(message, script_exit_code=_EXIT_CODES[kind], hint=hint)
+        return ScriptError(message, script_exit_code=_EXIT_CODES[kind], hint=hint, started=False)
     return _ERRORS.get(kind, IsolationError)(message, hint=hint)
 
 

@@ -114,6 +114,7 @@ class Buildah:
             stdio,
             name=spec.argv[0],
             limits=spec.limits,
+            terminal=spec.terminal is not None,
             stderr=words.before,
         )
         seconds = time.monotonic() - started
@@ -127,6 +128,8 @@ class Buildah:
         config = runtime_config(spec, rootfs, self._agent.ground)
         refuse(spec, mode, config)
         place = build / "buildah"
+        if spec.terminal:
+            refuse_terminal(place)
         self._forget(build)  # a run that was ended from outside leaves its container behind
         # In memory: it has the values of variables that are for the build alone. On a command
         # line every user of the host could read them.
@@ -216,6 +219,22 @@ def refuse(spec: RunSpec, mode: Mode, config: Mapping[str, Any]) -> None:
             )
 
 
+# What sockaddr_un(7) takes, and what buildah puts behind its directory for the socket that brings
+# a terminal: `/buildah1234567890/console.sock`. It ends by a panic when that does not fit.
+_LONGEST_SOCKET, _SOCKET_NAME = 107, 31
+
+
+def refuse_terminal(place: Path) -> None:
+    """Raises `IsolationError` where the path to buildah's directory `place` is too long."""
+    longest = _LONGEST_SOCKET - _SOCKET_NAME
+    if len(os.fsencode(place)) > longest:
+        raise IsolationError(
+            f"buildah cannot give a terminal: the path `{place}` has more than {longest} bytes",
+            hint="put the store into a directory with a shorter name with --root, or use "
+            "--isolation builtin",
+        )
+
+
 def settings_files(place: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """All that buildah reads: its settings instead of the host's, and the image, by file name."""
     process = config["process"]
@@ -284,7 +303,7 @@ def run_options(
     """`buildah run` of the process."""
     identity = spec.identity
     return [
-        *("run", "--isolation", mode, "--terminal=false"),
+        *("run", "--isolation", mode, f"--terminal={str(spec.terminal is not None).lower()}"),
         *(("--runtime", runtime) if runtime else ()),
         *("--network", _network(config), "--no-hosts", "--hostname", spec.hostname),
         *("--user", f"{identity.uid}:{identity.gid}", "--workingdir", spec.cwd),

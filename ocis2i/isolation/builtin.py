@@ -34,5 +34,6 @@ class Builtin:
             stdio,
             name=spec.argv[0],
             limits=spec.limits,
+            terminal=spec.terminal is not None,
         )
         return RunResult(code, time.monotonic() - started)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ocis2i.errors import IsolationError
 from ocis2i.limits import TASKS_BESIDE, Kind, Limits
@@ -205,6 +205,38 @@ def refusal() -> str | None:
     except NotDelegatedError as error:
         return str(error)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryKills:
+    """How many processes the kernel has ended for want of memory: in our cgroup, and anywhere.
+
+    `None` where it does not tell.
+    """
+
+    cgroup: int | None = None
+    machine: int | None = None
+
+    def since(self, before: MemoryKills) -> Literal["cgroup", "machine", "none", "unknown"]:
+        """Whose count has grown since `before`; the narrower one counts. Pure."""
+        if self.cgroup is not None and self.cgroup > (before.cgroup or 0):
+            return "cgroup"
+        if self.machine is None or before.machine is None:
+            return "unknown"
+        return "machine" if self.machine > before.machine else "none"
+
+
+def memory_kills() -> MemoryKills:
+    """The counts of now: `memory.events` of cgroups of version 2, `oom_kill` of /proc/vmstat."""
+    machine = None
+    for line in _read(Path("/proc/vmstat")).splitlines():
+        if line.startswith("oom_kill "):  # Linux 4.13
+            machine = int(line.split()[1])
+    try:
+        events = own_cgroup(_read_own()) / "memory.events"
+    except NotDelegatedError:
+        return MemoryKills(None, machine)
+    return MemoryKills(_count(events, "oom_kill") if events.exists() else None, machine)
 
 
 def _members(directory: Path) -> list[int]:

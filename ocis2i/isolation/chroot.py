@@ -74,6 +74,7 @@ def run_directly(
         stdio,
         name=spec.argv[0],
         limits=spec.limits,
+        terminal=spec.terminal is not None,
     )
     return RunResult(code, time.monotonic() - started)
 

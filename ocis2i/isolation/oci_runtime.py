@@ -71,7 +71,9 @@ def runtime_config(spec: RunSpec, rootfs: str, ground: Ground = FULL) -> dict[st
         "hostname": spec.hostname,
         "root": {"path": rootfs, "readonly": False},
         "process": {
-            "terminal": False,
+            "terminal": spec.terminal is not None,
+            # crun before 1.8.7 takes it from nowhere else.
+            **(_console_size(*spec.terminal) if spec.terminal else {}),
             "user": {
                 "uid": spec.identity.uid,
                 "gid": spec.identity.gid,
@@ -117,6 +119,10 @@ def _check_texts(spec: RunSpec) -> None:
     for text in (*spec.argv, spec.cwd):
         if "\0" in text:
             raise ImageError(f"the image has a zero byte in `{text}`")
+
+
+def _console_size(rows: int, columns: int) -> dict[str, Any]:
+    return {"consoleSize": {"height": rows, "width": columns}}
 
 
 def _no_new_privileges(spec: RunSpec) -> bool:

@@ -95,6 +95,7 @@ class OciProgram:
             stdio,
             name=spec.argv[0],
             limits=spec.limits,
+            terminal=spec.terminal is not None,
         )
         if code:
             self._explain_failure(self._complaint(build), spec)
@@ -168,6 +169,7 @@ def raise_not_started(complaint: str, program: str) -> None:
         raise ScriptError(
             f"`{program}` cannot be started: {complaint.rpartition(': ')[2]}",
             script_exit_code=code,
+            started=False,
             hint="is it executable, and does the interpreter in its first line exist in the image?",
         )
 

@@ -143,6 +143,7 @@ def carry(
     name: str,
     limits: Limits = NO_LIMITS,
     stderr: Callable[[Sink], Sink] | None = None,
+    terminal: bool = False,
 ) -> int:
     """Starts a run by `post(stdin, stdout, stderr, …)` and follows it to its end; its exit code.
 
@@ -150,8 +151,14 @@ def carry(
     is the program's, for messages. `Interrupted` (a signal to us) goes to every process of the
     container; what has not ended after `GRACE_SECONDS`, or at a second signal, is killed together
     with the agent. Output that cannot be taken, or a limit that is reached, kills the container and
-    not the agent. `stderr` may put a sink of its own before the one for standard error.
+    not the agent. `stderr` may put a sink of its own before the one for standard error. With
+    `terminal` it is our own terminal that is joined with one of the container, and no `stdio`
+    (`ocis2i.isolation.console`).
     """
+    if terminal:
+        from ocis2i.isolation.console import converse  # noqa: PLC0415 - few builds load it
+
+        return converse(agent, post, limits, stderr)
     with confinement(limits) as confined, _streams(stdio, name, stderr) as (given, followed):
         post(*given, *confined.fds, confine=dict(confined.wish))
         while given:

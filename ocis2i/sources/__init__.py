@@ -12,8 +12,9 @@ import stat
 import urllib.parse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast, get_args
 
+from ocis2i.binaries import DEFAULT_NAME, SourceType, check_name, has_java_name
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
@@ -24,7 +25,7 @@ from ocis2i.s2i import SourceInfo as SourceInfo
 from ocis2i.s2i import redact_url
 from ocis2i.settings import Settings
 from ocis2i.sources.archive import ArchiveSource as ArchiveSource
-from ocis2i.sources.archive import check_archive, fetch_archive
+from ocis2i.sources.archive import fetch_archive, is_archive
 from ocis2i.sources.artifact import ArtifactSource as ArtifactSource
 from ocis2i.sources.artifact import fetch_artifact
 from ocis2i.sources.git import TRANSPORTS, check_ref, fetch_repository, find_git
@@ -34,8 +35,13 @@ from ocis2i.sources.ignore import compile_exclude
 from ocis2i.sources.local import DirSource as DirSource
 from ocis2i.sources.local import Fetched, fetch_directory
 from ocis2i.sources.paths import shown
+from ocis2i.sources.prepared import SCHEME as PREPARED_SCHEME
+from ocis2i.sources.prepared import PreparedSource as PreparedSource
+from ocis2i.sources.prepared import fetch_prepared
+from ocis2i.sources.single import SingleSource as SingleSource
+from ocis2i.sources.single import check_single, fetch_single, is_single, no_source
 
-Source = GitSource | DirSource | ArchiveSource | ArtifactSource
+Source = GitSource | DirSource | ArchiveSource | ArtifactSource | PreparedSource | SingleSource
 
 _SCHEME = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*):(.*)\Z", re.DOTALL)
 _LARGEST_DEPTH = (1 << 31) - 1  # git's own, where it means everything
@@ -64,6 +70,8 @@ class _Options:
     keep_symlinks: bool
     ignore_submodules: bool
     depth: int | None
+    type: SourceType = "auto"
+    name: str | None = None
 
 
 def empty_tree(into: Path) -> SourceTree:
@@ -96,7 +104,7 @@ def fetch(
     return SourceTree(into, fetched.info, fetched.ignored)
 
 
-def _fetch(
+def _fetch(  # noqa: PLR0911 - a line for each kind
     source: Source,
     into: Path,
     *,
@@ -110,6 +118,11 @@ def _fetch(
             return fetch_artifact(source, into, places=places, settings=settings, report=report)
         case ArchiveSource():
             return fetch_archive(source, into, stdin=stdin, settings=settings, report=report)
+        case SingleSource():
+            return fetch_single(source, into, stdin=stdin, settings=settings, report=report)
+        case PreparedSource():
+            limit = settings.layer_limit
+            return fetch_prepared(source, into, report, followed_limit_bytes=limit)
         case DirSource():
             return _copy(source, into, settings, report)
         case GitSource():
@@ -155,16 +168,21 @@ def parse_source(
     keep_symlinks: bool = False,
     ignore_submodules: bool = False,
     depth: int | None = None,
+    type: str = "auto",  # noqa: A002 - as the flag has it
+    name: str | None = None,
 ) -> Source:
     """Decides what `text` is: a git URL, `host:path` as scp writes it, a local path, or `-`.
 
-    Or an artifact in a registry, `oci-artifact://REFERENCE`.
+    Or an artifact in a registry, `oci-artifact://REFERENCE`, or what `ocis2i fetch` has fetched,
+    `fetched:DIRECTORY`.
 
     A directory with `.git` in it, or a bare repository, is cloned unless `copy` is set; any other
-    is copied. A file is an archive, and `-` one on standard input. `ref` wins over `#ref`. A
-    relative path starts at `cwd`. `depth` is how many commits a clone brings, all when None; what
-    is not cloned has no use for it. Raises `SourceError` for what is none of these, and
-    `UsageError` for an `exclude` that is no regular expression and a `depth` below 1.
+    is copied. A file is an archive or a source by itself, and so is `-`, standard input: its
+    content decides, or `type`; `name` is what it is called then. So is an http URL with
+    `#sha256=DIGEST`, or one of a .jar or a .war. `ref` wins over `#ref`. A relative path starts
+    at `cwd`. `depth` is how many commits a clone brings, all when None; what is not cloned has no
+    use for it. Raises `SourceError` for what is none of these, and `UsageError` for an `exclude`
+    that is no regular expression and a `depth` below 1.
     """
     compile_exclude(exclude)
     _check_depth(depth)
@@ -176,14 +194,36 @@ def parse_source(
         keep_symlinks,
         ignore_submodules,
         depth,
+        _source_type(type),
+        None if name is None else check_name(name),
     )
     check_ref(options.ref)
+    found = _parse(text, cwd, options)
+    if options.name is not None and not isinstance(found, SingleSource):
+        raise UsageError(
+            "--source-name has no meaning for this source, which is no single file",
+            hint="leave it out, or add --source-type file",
+        )
+    if options.type != "auto" and not isinstance(found, SingleSource | ArchiveSource):
+        raise UsageError(
+            f"--source-type {options.type} has no meaning for this source, which is no file",
+            hint="leave it out",
+        )
+    return found
+
+
+def _parse(text: str, cwd: Path, options: _Options) -> Source:  # noqa: PLR0911 - likewise
     if text == "-":
-        return _archive(None, text, options)
+        if options.type == "archive":
+            return _archive(None, text, options)
+        return _single(text, options, options.name or DEFAULT_NAME)
     if not text:
         raise SourceError("the source is an empty text", hint="`.` is the current directory")
-    if text.startswith(ARTIFACT_SCHEME):
-        return _parse_artifact(text, options)
+    if text.startswith((ARTIFACT_SCHEME, PREPARED_SCHEME)):
+        is_artifact = text.startswith(ARTIFACT_SCHEME)
+        return (
+            _parse_artifact(text, options) if is_artifact else _parse_prepared(text, cwd, options)
+        )
     scheme = _SCHEME.match(text)
     if scheme and not _exists(cwd / text):
         return _parse_url(text, scheme[1].lower(), scheme[2], cwd, options)
@@ -212,6 +252,15 @@ def _parse_artifact(text: str, options: _Options) -> ArtifactSource:
     return ArtifactSource(location, options.context_dir, options.exclude, options.keep_symlinks)
 
 
+def _parse_prepared(text: str, cwd: Path, options: _Options) -> PreparedSource:
+    if options.ref is not None or options.context_dir:
+        raise SourceError(
+            f"a ref or a directory was asked for of `{shown(text)}`, which is fetched already",
+            hint="give --ref and --context-dir to `ocis2i fetch`",
+        )
+    return PreparedSource((cwd / text.removeprefix(PREPARED_SCHEME)).absolute())
+
+
 def _parse_url(text: str, scheme: str, rest: str, cwd: Path, options: _Options) -> Source:
     if rest.startswith(":"):
         raise _refused_transport(text, f"{scheme}::")
@@ -221,6 +270,8 @@ def _parse_url(text: str, scheme: str, rest: str, cwd: Path, options: _Options) 
         # `myhost:path` reads like a scheme, but git knows no such one and uses ssh.
         return _parse_scp(text, options)
     url, _, fragment = text.partition("#")
+    if scheme in ("http", "https") and _is_web_file(url, fragment, options):
+        return _parse_web_file(url, fragment, text, options)
     options = _with_fragment(options, fragment)
     if scheme == "file":
         return _parse_file_url(url, cwd, options)
@@ -268,8 +319,7 @@ def _parse_path(path: Path, typed: str, options: _Options) -> Source:
     except OSError as error:
         raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
-        check_archive(path, typed)
-        return _archive(path.absolute(), typed, options)
+        return _parse_file(path.absolute(), typed, options)
     if not options.copy and _is_repository(path):
         url = typed if typed.startswith("file://") else str(path.absolute())
         return _git_source(url, options, local=path.absolute())
@@ -282,6 +332,83 @@ def _parse_path(path: Path, typed: str, options: _Options) -> Source:
         )
     return DirSource(
         path.absolute(), typed, options.context_dir, options.exclude, options.keep_symlinks
+    )
+
+
+def _parse_file(path: Path, typed: str, options: _Options) -> Source:
+    check_single(path, typed)
+    name = options.name or path.name
+    if options.type == "archive":
+        return _archive(path, typed, options)
+    if options.type == "file" or is_single(path, name):
+        check_name(name)
+        return _single(typed, options, name, path=path)
+    if not is_archive(path, typed):
+        raise no_source(f"the source `{shown(typed)}` is a file, and")
+    return _archive(path, typed, options)
+
+
+def _is_web_file(url: str, fragment: str, options: _Options) -> bool:
+    from ocis2i.web_files import is_pinned, name_in_url  # noqa: PLC0415 - few sources are one
+
+    return options.type != "auto" or is_pinned(fragment) or has_java_name(name_in_url(url))
+
+
+def _parse_web_file(url: str, fragment: str, typed: str, options: _Options) -> SingleSource:
+    from ocis2i.net import is_web_url  # noqa: PLC0415 - few sources are one
+    from ocis2i.web_files import is_pinned, name_in_url, parse_pin  # noqa: PLC0415
+
+    if not is_web_url(url):
+        raise SourceError(f"invalid URL `{shown(redact_url(url))}`")
+    if fragment and not is_pinned(fragment):
+        raise SourceError(
+            f"`#{shown(fragment)}` has no meaning for `{shown(redact_url(url))}`, a file",
+            hint="#sha256=DIGEST says what the file must be",
+        )
+    digest = parse_pin(fragment) if fragment else None
+    name = options.name or name_in_url(url) or DEFAULT_NAME
+    check_name(name)
+    return _single(typed, options, name, url=url, digest=digest)
+
+
+def _single(
+    typed: str,
+    options: _Options,
+    name: str,
+    *,
+    path: Path | None = None,
+    url: str | None = None,
+    digest: str | None = None,
+) -> SingleSource:
+    if options.ref is not None:
+        raise SourceError(
+            f"ref `{shown(options.ref)}` was asked for, but the source is an archive or a file",
+            hint="leave out the ref",
+        )
+    if options.context_dir and (path or options.type == "file"):
+        raise SourceError(
+            f"the directory `{shown(options.context_dir)}` was asked for, but a file has none",
+            hint="leave out --context-dir; --source-type archive unpacks a .jar, .war or .zip",
+        )
+    return SingleSource(
+        path,
+        typed,
+        name,
+        url,
+        digest,
+        options.type,
+        options.context_dir,
+        options.exclude,
+        options.keep_symlinks,
+    )
+
+
+def _source_type(text: str) -> SourceType:
+    for known in get_args(SourceType):
+        if text == known:
+            return cast(SourceType, known)
+    raise UsageError(
+        f"--source-type is `{shown(text[:40])}`", hint="it must be auto, file or archive"
     )
 
 

@@ -86,15 +86,13 @@ def _is_tar(head: bytes) -> bool:
     return int(written, 8) == sum(block[:148]) + 8 * 32 + sum(block[156:])
 
 
-def check_archive(path: Path, typed: str) -> None:
-    """Raises `SourceError` when the file is no archive."""
+def is_archive(path: Path, typed: str) -> bool:
+    """Whether a file is an archive by its beginning. Raises `SourceError`."""
     try:
-        with _open_file(path, f"`{shown(typed)}`") as file:
-            head = file.read(tar.BLOCK)
+        with open_file(path, f"`{shown(typed)}`") as file:
+            return recognise(file.read(tar.BLOCK)) is not None
     except OSError as error:
         raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
-    if recognise(head) is None:
-        raise _no_archive(f"the source `{shown(typed)}` is a file that", head)
 
 
 def fetch_archive(
@@ -201,7 +199,7 @@ def _explained(where: str) -> Iterator[None]:
 @contextmanager
 def _open_stream(source: ArchiveSource, stdin: BinaryIO | None) -> Iterator[BinaryIO]:
     if source.path is not None:
-        with _open_file(source.path, source.where) as file:
+        with open_file(source.path, source.where) as file:
             yield file
         return
     if stdin is None or stdin.isatty():
@@ -212,7 +210,8 @@ def _open_stream(source: ArchiveSource, stdin: BinaryIO | None) -> Iterator[Bina
     yield stdin
 
 
-def _open_file(path: Path, where: str) -> BinaryIO:
+def open_file(path: Path, where: str) -> BinaryIO:
+    """A regular file to read; raises `SourceError` for anything else, and `OSError`."""
     # A FIFO would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -29,10 +29,11 @@ from ocis2i.reference import Reference, RegistryLocation
 from ocis2i.registry import Registry
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
-from ocis2i.sources.archive import COMMIT_ID, add_archive
+from ocis2i.sources.archive import COMMIT_ID, add_archive, open_file
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import CopyOrder, DirectoryFacts, Fetched, copy_tree
-from ocis2i.sources.paths import open_directory
+from ocis2i.sources.paths import open_directory, shown
+from ocis2i.sources.single import inspect
 from ocis2i.sources.unpacking import Member, Unpacker, too_large
 
 
@@ -82,6 +83,7 @@ def fetch_artifact(
         if sum(file.blob.size for file in files) > limit:
             raise too_large(f"`{source}`", limit)
         directories = _unpack(reference, files, root, registry, limit)
+        single = _single(root, files)
         order = CopyOrder(
             source.context_dir,
             source.exclude,
@@ -90,7 +92,37 @@ def fetch_artifact(
             followed_limit_bytes=limit,
         )
         ignored = copy_tree(root, into, order, report)
-    return Fetched(_info(source, reference, artifact), ignored)
+    info = _info(source, reference, artifact)
+    if single and (into / single.file_name).exists():
+        info = replace(
+            info,
+            file_name=single.file_name,
+            file_sha256=single.file_sha256,
+            file_kind=single.file_kind,
+            file_architecture=single.file_architecture,
+        )
+    return Fetched(info, ignored)
+
+
+def _single(root: Path, files: tuple[ArtifactFile, ...]) -> SourceInfo | None:
+    """What an artifact of one program, jar or war is, which gets the mode that it takes to run."""
+    if len(files) != 1 or files[0].unpack or "/" in files[0].path:
+        return None
+    path = root / files[0].path
+    try:
+        with open_file(path, f"`{shown(files[0].path)}`") as file:
+            found = inspect(file, files[0].path, f"`{shown(files[0].path)}`")
+    except SourceError:
+        return None  # as data: somebody has put it there as it is
+    if found is None:
+        return None
+    path.chmod(found.mode)
+    return SourceInfo(
+        file_name=files[0].path,
+        file_sha256=files[0].blob.digest.hex if files[0].blob.digest.algorithm == "sha256" else "",
+        file_kind=found.kind,
+        file_architecture=found.architecture,
+    )
 
 
 def _info(source: ArtifactSource, reference: Reference, artifact: Artifact) -> SourceInfo:

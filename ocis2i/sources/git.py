@@ -435,3 +435,50 @@ def _describe(git: _Git, source: GitSource) -> SourceInfo:
         context_dir=source.context_dir,
         commit_time=int(seconds) if re.fullmatch(r"[0-9]{1,12}", seconds) else None,
     )
+
+
+# --- asking only ------------------------------------------------------------------------------
+
+
+def tell_commit(
+    source: GitSource, *, program: str, settings: Settings, report: Report
+) -> tuple[str, str] | None:
+    """The commit that `fetch_repository` would check out, and the branch (`HEAD` for none).
+
+    Without fetching it: a server is asked for its names, a repository of this host is looked at,
+    with the warning of what is not committed there. `None` where only a clone can tell.
+    """
+    ref = None if source.ref == "HEAD" else source.ref
+    with tempfile.TemporaryDirectory(prefix="ocis2i-", ignore_cleanup_errors=True) as scratch:
+        environment = _environment(settings, Path(scratch), local=source.local is not None)
+        git = _Git(program, environment, Path(scratch) / "source", redact_url(source.url))
+        patterns = ("HEAD",) if ref is None else (f"refs/heads/{ref}", f"refs/tags/{ref}*")
+        asked = git.run("ls-remote", "--quiet", "--symref", "--", source.url, *patterns)
+        if asked.exit_code or not (found := read_names(asked.text, ref)):
+            return None
+        if source.local and (source.local / ".git").exists():
+            flags = ("--quiet", "--shared", "--no-checkout", "--origin", "origin")
+            if git.run("clone", *flags, "--", source.url, str(git.directory)).exit_code:
+                return None
+            _warn_of_uncommitted(source, source.local, git, report)
+    return found
+
+
+def read_names(text: str, ref: str | None) -> tuple[str, str] | None:
+    """Commit and branch in an answer of `git ls-remote --symref`, where it has just one for `ref`.
+
+    `None` is the default branch, a full id names its commit.
+    """
+    if ref and _FULL_ID.match(ref):
+        return (ref.lower(), "HEAD")
+    names: dict[str, str] = {}
+    for line in text.splitlines():
+        value, _, name = line.partition("\t")
+        names[name if not value.startswith("ref: ") else f"ref {name}"] = value
+    if ref is None:
+        branch = names.get("ref HEAD", "").removeprefix("ref: refs/heads/")
+        return (names["HEAD"], branch) if branch and "HEAD" in names else None
+    head, tag = names.get(f"refs/heads/{ref}"), names.get(f"refs/tags/{ref}")
+    if bool(head) == bool(tag):
+        return None  # none, or a branch and a tag of one name
+    return (head, ref) if head else (names.get(f"refs/tags/{ref}^{{}}", tag or ""), "HEAD")

@@ -42,6 +42,7 @@ from ocis2i.sources.paths import (
 )
 
 BLOCK = 8 << 20
+_SMALL = 128 << 10
 IGNORE_FILE_LIMIT = 256 << 10
 DEPTH_LIMIT = 200
 # Links to directories can multiply: two links a level, thirty levels, are a thousand million files.
@@ -136,10 +137,10 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple
     out, a path that cannot be read, or `into` inside `root`.
     """
     with open_directory(root) as root_fd, open_directory(into) as into_fd:
-        start = _find_start(root_fd, order.context_dir)
+        start = find_start(root_fd, order.context_dir)
         with open_real(root_fd, start, DIRECTORY) as start_fd:
             _refuse_target_inside(start_fd, into)
-            filter_ = _read_filter(start_fd, order, report)
+            filter_ = read_filter(start_fd, order, report)
             copy = _Copy(root_fd, start, filter_, order)
             above = (_identity(into_fd), _identity(start_fd))
             copy.children(start_fd, into_fd, _Place("", start, above=above))
@@ -164,7 +165,8 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _find_start(root_fd: int, context_dir: str) -> str:
+def find_start(root_fd: int, context_dir: str) -> str:
+    """The real path of the context directory; raises `SourceError` where there is none."""
     real = find_real(root_fd, context_dir)
     if not real.inside:
         raise SourceError(f"the context directory `{context_dir}` leads out of the source")
@@ -187,7 +189,8 @@ def _refuse_target_inside(start_fd: int, into: Path) -> None:
             )
 
 
-def _read_filter(start_fd: int, order: CopyOrder, report: Report) -> Filter:
+def read_filter(start_fd: int, order: CopyOrder, report: Report) -> Filter:
+    """What a walk over the context directory leaves out; warns of lines that are no pattern."""
     exclude = compile_exclude(order.exclude)
     text = read_text(start_fd, IGNORE_FILE, IGNORE_FILE_LIMIT)
     ignore = parse_ignore(text) if text is not None else IgnoreRules()
@@ -225,7 +228,8 @@ class _Place:
     def child(self, name: str) -> _Place:
         path = f"{self.path}/{name}" if self.path else name
         real = name if self.real == "." else f"{self.real}/{name}"
-        return replace(self, path=path, real=real, depth=self.depth + 1)
+        # Not by `replace`, which takes as long as all else that Python does for a file.
+        return _Place(path, real, self.dropped, self.followed, self.depth + 1, self.above)
 
 
 class _Copy:
@@ -254,7 +258,8 @@ class _Copy:
             if dropped:
                 self.spared.append(child.path)
             try:
-                self._entry(source, target, name, replace(child, dropped=dropped))
+                marked = replace(child, dropped=True) if dropped else child
+                self._entry(source, target, name, marked)
             except OSError as error:
                 if is_full(error):
                     raise
@@ -455,15 +460,30 @@ def copy_file(source: int, target_directory: int, name: str, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW
     target = os.open(name, flags, 0o600, dir_fd=target_directory)
     try:
-        position = 0
-        while extent := _next_extent(source, position, status.st_size):
-            _copy_extent(source, target, *extent)
-            position = extent[1]
-        os.ftruncate(target, status.st_size)
+        if 0 < status.st_size <= min(_SMALL, status.st_blocks * 512):
+            _copy_at_once(source, target, status.st_size)
+        else:
+            _copy_extents(source, target, status.st_size)
         os.fchmod(target, mode)
         os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
     finally:
         os.close(target)
+
+
+def _copy_at_once(source: int, target: int, size: int) -> None:
+    """A small file without holes: two calls, where looking for holes takes six."""
+    data = os.pread(source, size, 0)
+    if len(data) < size or os.write(target, data) < size:
+        # Interrupted, or shorter than it was: the other way goes on, or says so.
+        _copy_extents(source, target, size)
+
+
+def _copy_extents(source: int, target: int, size: int) -> None:
+    position = 0
+    while extent := _next_extent(source, position, size):
+        _copy_extent(source, target, *extent)
+        position = extent[1]
+    os.ftruncate(target, size)
 
 
 def _next_extent(source: int, position: int, size: int) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ _LINK_LIMIT = 4096
 
 
 # `zipfile` raises these for broken data, and no others are expected of it.
-_BROKEN = (
+BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -39,12 +39,12 @@ _BROKEN = (
 def _explained(where: str) -> Iterator[None]:
     try:
         yield
-    except _BROKEN as error:
+    except BROKEN as error:
         said = shown(str(error)) or type(error).__name__
         raise SourceError(f"{where} is not a good zip archive: {said}") from error
 
 
-class _ZipFile:
+class BoundedZip:
     """A file that lets `zipfile` read no more at once than a list of members may be."""
 
     def __init__(self, file: BinaryIO, where: str) -> None:
@@ -70,7 +70,7 @@ def unpack_zip(file: BinaryIO, unpacker: Unpacker, where: str) -> str:
     Raises `SourceError` for a broken or encrypted archive and `PolicyError` over a limit.
     """
     with _explained(where):
-        archive = zipfile.ZipFile(_ZipFile(file, where))
+        archive = zipfile.ZipFile(BoundedZip(file, where))
     with archive:
         for info in archive.infolist():
             _unpack_member(archive, info, unpacker, where)

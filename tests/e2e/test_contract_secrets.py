@@ -377,7 +377,7 @@ def test_directory_does_not_go_where_the_image_has_a_file(place: Place) -> None:
     place.refused(done, 2, "`/etc/passwd` is a file in the container")
 
 
-@pytest.mark.parametrize("flag", ["", ";", ":/x", "/nowhere/at/all:/x", "a|b:/x", "'':/x"])
+@pytest.mark.parametrize("flag", ["", ";", "/nowhere/at/all:/x", "a|b:/x"])
 def test_injection_that_makes_no_sense_is_refused(place: Place, flag: str) -> None:
     done = place.attempt(place.builder("echo never"), "-i", flag)
     place.refused(done, 2, "--inject")

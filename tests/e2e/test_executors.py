@@ -173,7 +173,8 @@ def test_layer_is_the_one_of_the_builtin_executor(
 
 def said(done: Done) -> list[str]:
     """What the script said: the lines that are not ocis2i's own, whose order is by chance."""
-    return sorted(line for line in done.err.splitlines() if not line.startswith("---> "))
+    lines = done.err.splitlines()
+    return sorted(line for line in lines if not line.startswith(("---> ", "  ")))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

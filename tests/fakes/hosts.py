@@ -276,6 +276,9 @@ def _furnish(root: str, host: Host) -> None:
         Path(root, "dev", name).touch()
         _mount_below(root, bind(f"/dev/{name}", f"/dev/{name}"))
     os.mkdir(f"{root}/dev/shm", 0o1777)
+    os.mkdir(f"{root}/dev/pts")
+    _mount_below(root, fresh("devpts", "/dev/pts", 0, "newinstance,ptmxmode=0666,mode=0620"))
+    os.symlink("pts/ptmx", f"{root}/dev/ptmx")
     for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
         os.symlink(f"/proc/self/fd{target}", f"{root}/dev/{name}")
     Path(root, "run").mkdir(exist_ok=True)

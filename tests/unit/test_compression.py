@@ -120,6 +120,46 @@ def test_blocks_profit_from_the_block_before() -> None:
     assert len(packed(text, Compression.GZIP, level=4)) < alone * 1.01 + 100
 
 
+def fast(data: bytes, workers: int = 2, step: int = MIB) -> bytes:
+    out = io.BytesIO()
+    source = Trickle(data, step)
+    written = compress(source, out, compression=Compression.GZIP, workers=workers, fast=True)
+    assert written.digest == Digest.of(out.getvalue())
+    assert written.diff_id == Digest.of(data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, len(DATA)])
+def test_the_fast_way_gives_one_gzip_member_that_all_can_read(size: int) -> None:
+    blob = fast(DATA[:size])
+    assert gzip.decompress(blob) == DATA[:size]
+    reader = zlib.decompressobj(wbits=31)
+    reader.decompress(blob)
+    assert reader.eof and not reader.unused_data
+    assert blob == fast(DATA[:size], workers=1, step=1000)
+
+
+def test_a_level_is_never_for_the_fast_way() -> None:
+    out = io.BytesIO()
+    compress(io.BytesIO(DATA), out, compression=Compression.GZIP, level=4, fast=True)
+    assert out.getvalue() == packed(DATA, Compression.GZIP, 4)
+
+
+def test_the_fast_way_is_the_usual_one_where_its_package_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compression, "_fast_deflate", lambda: None)
+    assert fast(DATA) == packed(DATA, Compression.GZIP)
+
+
+def test_what_is_dense_is_stored_as_it_is() -> None:
+    noise = random.Random(3).randbytes(2 * MIB)
+    assert len(noise) < len(packed(noise, Compression.GZIP)) < len(noise) * 1.001
+    # One compressible sample is enough for another try.
+    some = noise[: MIB // 2] + bytes(MIB // 2) + noise[:MIB]
+    assert len(packed(some, Compression.GZIP)) < 1.6 * MIB
+
+
 def test_a_higher_level_is_smaller() -> None:
     sizes = [len(packed(DATA, Compression.GZIP, level)) for level in (0, 1, 9)]
     assert sizes == sorted(sizes, reverse=True)

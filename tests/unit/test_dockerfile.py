@@ -31,6 +31,7 @@ from ocis2i.dockerfile import (
 from ocis2i.errors import UsageError
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.runner import BindMount
+from ocis2i.s2i import Start
 from ocis2i.scripts import ScriptPlace, ScriptSet
 
 INSTRUCTIONS = ("ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "LABEL", "RUN", "USER")
@@ -214,6 +215,16 @@ def test_entrypoint_is_cleared_kept_or_run() -> None:
     kept = replace(plan, keep_entrypoint=True, via_entrypoint=True)
     assert not [line for line in body(kept) if line.startswith("ENTRYPOINT")]
     assert one(kept, "RUN") == 'RUN ["/e", "x", "/usr/libexec/s2i/assemble"]'
+
+
+def test_run_script_stands_where_it_is_wanted_with_its_arguments() -> None:
+    words = ("a b", "", "x\ny", '$HOME "q" \\', "ü\u2028")
+    told = replace(PLAN, start=Start("cmd", words))
+    (line,) = [line for line in body(told) if line.startswith("CMD")]
+    assert json.loads(line.removeprefix("CMD ")) == ["/tmp/scripts/run", *words]
+    started = replace(PLAN, base=replace(PLAN.base, entrypoint=("/e",)), start=Start("entrypoint"))
+    assert one(started, "ENTRYPOINT") == 'ENTRYPOINT ["/tmp/scripts/run"]'
+    assert one(started, "CMD") == "CMD []"
 
 
 def test_destination_is_the_users_and_what_is_above_it_is_roots() -> None:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from ocis2i.download import ScriptDownloads, looks_like_html
+from ocis2i.download import ScriptDownloads
 from ocis2i.errors import ScriptsError
 from ocis2i.events import Event, Notice
 from ocis2i.net import Http
+from ocis2i.web_files import looks_like_html
 from tests.fakes.web import Answer, FakeWeb
 
 SCRIPT = b"#!/bin/sh\necho hello\n"

@@ -23,7 +23,15 @@ from hypothesis import strategies as st
 from ocis2i.errors import Ocis2iError, PolicyError, SourceError
 from ocis2i.events import Event, Notice
 from ocis2i.settings import DEFAULT_LAYER_LIMIT, Settings
-from ocis2i.sources import ArchiveSource, SourceInfo, SourceTree, empty_tree, fetch, parse_source
+from ocis2i.sources import (
+    ArchiveSource,
+    SingleSource,
+    SourceInfo,
+    SourceTree,
+    empty_tree,
+    fetch,
+    parse_source,
+)
 from ocis2i.sources.archive import commit_of_tar, recognise
 from ocis2i.sources.unpacking import split_member
 from ocis2i.sources.zipped import zip_name
@@ -208,7 +216,7 @@ def test_tar_of_before_posix_is_known_by_its_checksum(fetched: Fetcher) -> None:
     [
         (b"", "is empty"),
         (b"hello", "no archive"),
-        (b"\x7fELF" + bytes(2000), "no archive"),
+        (b"\x7fELFX" + bytes(2000), "no archive"),
         (os.urandom(8).hex().encode() * 100, "no archive"),
         (b"0" * 148 + b"99999999" + b"0" * 500, "no archive"),
     ],
@@ -755,8 +763,9 @@ def test_file_and_standard_input_are_archives(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/app.tgz"
     assert parse_source(url, cwd=tmp_path) == ArchiveSource(tmp_path / "app.tgz", url)
     assert parse_source("-", cwd=tmp_path, context_dir="/sub/", copy=True, depth=3) == (
-        ArchiveSource(None, "-", "sub")
+        SingleSource(None, "-", "app", context_dir="sub")
     )
+    assert parse_source("-", cwd=tmp_path, type="archive") == ArchiveSource(None, "-")
 
 
 @pytest.mark.parametrize("text", ["-", "app.tar", "app.tar#v1"])

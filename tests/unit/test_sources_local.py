@@ -469,9 +469,9 @@ def test_directory_whose_name_looks_like_something_else_is_one(tmp_path: Path) -
     ("text", "words"),
     [
         ("missing", "neither a directory nor a git URL"),
-        ("app.jar", "is a file that is empty"),
+        ("app.jar", "the source `app.jar` is empty"),
         ("app.jar/x", "neither a directory"),
-        ("notes.txt", "is a file that is no archive"),
+        ("notes.txt", "is no archive and no program"),
         ("", "empty text"),
         ("no/such\0file", "neither a directory nor a git URL"),
         ("x" * 5000, "File name too long"),

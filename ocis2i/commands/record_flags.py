@@ -1,0 +1,31 @@
+"""The flags of who wants to watch a build: where its record lies, and its events as they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ocis2i.commands.flags import StoreFlags, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFlags(StoreFlags):
+    """Verbs that build."""
+
+    record: Annotated[
+        str | None,
+        option(
+            "--record",
+            metavar="DIR",
+            help="Put the build's record there, a new or empty directory. Default: in the store.",
+        ),
+    ] = None
+    events: Annotated[
+        str | None,
+        option(
+            "--events",
+            metavar="FILE",
+            help="Write what happens there, a JSON line each; - for stdout, which has no other "
+            "result then.",
+        ),
+    ] = None

@@ -1,0 +1,120 @@
+"""What the store remembers of finished builds, so that one that would make the same is not begun.
+
+    finished/KEY.json   notes of the latest results that builds with these wishes had
+    finished/KEY.files  what the source's files were, to know them again without reading them
+
+It is no more than a hint: what is lost costs a build, and whoever uses a note checks that its image
+is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ocis2i.fs import locked
+from ocis2i.reference import Digest
+from ocis2i.store import Store
+
+KEPT = 16
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A build that ended well: what it was made of, and what came of it.
+
+    `inputs` are digests and names by what they are. `stamps` has size, times and inode of the
+    blobs that were written, `finished` is in seconds since 1970, `entries` and `size_bytes` are
+    those of the layer.
+    """
+
+    inputs: Mapping[str, str]
+    manifest: str
+    media_type: str
+    size: int
+    stamps: Mapping[str, list[int]]
+    finished: float
+    entries: int
+    size_bytes: int
+    isolation: str
+    built_from: str
+    built_with: str
+
+
+class Finished:
+    """The notes of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._directory = store.root / "finished"
+        self._lock = store.root / "locks/finished"
+        self._scratch = store.root / "tmp"
+
+    def notes(self, key: str) -> tuple[Note, ...]:
+        """What is known of builds with these wishes, the latest first."""
+        document = self._read(f"{key}.json")
+        if document.get("version") != _VERSION:
+            return ()
+        try:
+            return tuple(Note(**row) for row in document["notes"])
+        except (KeyError, TypeError):
+            return ()
+
+    def add(self, key: str, note: Note) -> None:
+        """Remembers one more; of two with the same inputs the later counts."""
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            with locked(self._lock):
+                known = [one for one in self.notes(key) if dict(one.inputs) != dict(note.inputs)]
+                rows = [asdict(one) for one in (note, *known[: KEPT - 1])]
+                self._write(f"{key}.json", {"version": _VERSION, "notes": rows})
+
+    def files(self, key: str) -> dict[str, Any]:
+        """What the files of the source were."""
+        files = self._read(f"{key}.files").get("files")
+        return files if isinstance(files, dict) else {}
+
+    def keep_files(self, key: str, files: Mapping[str, Any]) -> None:
+        """Remembers what they are now."""
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            self._write(f"{key}.files", {"files": files})
+
+    def forget_but(self, used: Collection[Digest]) -> None:
+        """Forgets results that the store does not have. Needs the store for oneself."""
+        kept = set(map(str, used))
+        for path in sorted(self._directory.glob("*.json")):
+            notes = self.notes(path.stem)
+            left = [asdict(one) for one in notes if one.manifest in kept]
+            if left and len(left) < len(notes):
+                self._write(path.name, {"version": _VERSION, "notes": left})
+            elif not left:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".files").unlink(missing_ok=True)
+        for path in self._directory.glob("*.files"):
+            if not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            document = json.loads((self._directory / name).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def _write(self, name: str, document: Mapping[str, Any]) -> None:
+        # Not synced: a crash may cost the note, and what it says is checked before it is believed.
+        fd, scratch = tempfile.mkstemp(dir=self._scratch)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(json.dumps(document, separators=(",", ":")).encode("ascii"))
+            Path(scratch).replace(self._directory / name)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise

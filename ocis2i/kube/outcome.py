@@ -1,0 +1,220 @@
+"""What the state of a pod means for the build in it: the API's data in, a verdict out. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+# The last line of a step's log that begins with it has the step's document. Nothing that a script
+# started is left when it is written.
+MARK = "ocis2i-result: "
+
+# Why a container does not start, and whether it may be waited for: words of the kubelet
+# (pkg/kubelet/images/types.go, pkg/kubelet/container/sync_result.go).
+_NEVER_STARTS = {
+    "ImagePullBackOff": "the node cannot pull its image",
+    "InvalidImageName": "its image has no valid name",
+    "ErrImageNeverPull": "its image is not on the node, which may not pull it",
+    "ImageInspectError": "the node cannot read its image",
+    "RegistryUnavailable": "the node does not reach the registry of its image",
+    "SignatureValidationFailed": "the signature of its image is not valid",
+    "CreateContainerConfigError": "its configuration names what is not there",
+    "CreateContainerError": "the node cannot make it",
+    "RunContainerError": "the node cannot start it",
+    "CrashLoopBackOff": "it ends as soon as it is started",
+}
+_HINTS = {
+    "ImagePullBackOff": "is the name right, and has the node the rights? give --image-pull-secret, "
+    "the name of a secret of type kubernetes.io/dockerconfigjson in this namespace",
+    "CreateContainerConfigError": "does the secret of --push-secret or --pull-secret exist in this "
+    "namespace, and has it the key .dockerconfigjson?",
+    "RunContainerError": "has the image of --tool-image the tool in /ocis2i/tool?",
+    "CreateContainerError": "has the image of --tool-image the tool in /ocis2i/tool?",
+    "CrashLoopBackOff": "see its log",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a build does not go on: `fatal`, or `waiting` for what may still come."""
+
+    reason: str
+    message: str
+    hint: str | None = None
+    fatal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """A container of the pod: `waiting`, `running` or `ended`, with exit code, reason and times."""
+
+    name: str
+    state: str = "waiting"
+    exit_code: int | None = None
+    reason: str = ""
+    message: str = ""
+    started: str = ""
+    finished: str = ""
+
+
+def containers(pod: Json) -> tuple[ContainerState, ...]:
+    """All containers in the order in which they run."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    known = {
+        one["name"]: one
+        for key in ("initContainerStatuses", "containerStatuses")
+        for one in status.get(key) or ()
+    }
+    names = [one["name"] for key in ("initContainers", "containers") for one in spec.get(key) or ()]
+    return tuple(_state(name, (known.get(name) or {}).get("state") or {}) for name in names)
+
+
+def _state(name: str, state: Json) -> ContainerState:
+    if ended := state.get("terminated"):
+        return ContainerState(
+            name,
+            "ended",
+            int(ended.get("exitCode", 1)),
+            ended.get("reason") or "",
+            ended.get("message") or "",
+            ended.get("startedAt") or "",
+            ended.get("finishedAt") or "",
+        )
+    if running := state.get("running"):
+        return ContainerState(name, "running", started=running.get("startedAt") or "")
+    waiting = state.get("waiting") or {}
+    return ContainerState(
+        name, reason=waiting.get("reason") or "", message=waiting.get("message") or ""
+    )
+
+
+def phase(pod: Json) -> str:
+    """Of the pod: Pending, Running, Succeeded, Failed or Unknown."""
+    return str((pod.get("status") or {}).get("phase") or "Pending")
+
+
+def trouble_of(pod: Json) -> Trouble | None:
+    """What keeps a pod from going on; `None` where nothing does."""
+    status = pod.get("status") or {}
+    if status.get("reason") in ("Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"):
+        return Trouble(
+            status["reason"],
+            f"the pod was taken off its node: {status.get('message') or status['reason']}",
+            "give it what it needs with --pod-memory and --disk, and run it again",
+        )
+    for one in containers(pod):
+        if one.state == "waiting" and one.reason in _NEVER_STARTS:
+            return Trouble(
+                one.reason,
+                f"container `{one.name}` does not start, {_NEVER_STARTS[one.reason]}: "
+                f"{one.message or one.reason}",
+                _HINTS.get(one.reason),
+            )
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return Trouble(
+                condition.get("reason") or "Unschedulable",
+                f"no node takes the pod: {condition.get('message') or 'no reason is given'}",
+                "ask for less with --pod-cpu, --pod-memory and --disk, or wait for a node",
+                fatal=False,
+            )
+    return None
+
+
+def trouble_of_events(events: Sequence[Json]) -> Trouble | None:
+    """Why a Job has no pod: what its controller said of it last."""
+    failed = [one for one in events if one.get("reason") == "FailedCreate"]
+    if not failed:
+        return None
+    message = str(failed[-1].get("message") or "")
+    hint = "ask the namespace's administrator"
+    if "quota" in message:
+        hint = "ask for less with --pod-cpu, --pod-memory and --disk, or wait until others end"
+    elif "PodSecurity" in message or "security context constraint" in message:
+        hint = "choose another --pod-security, or another namespace"
+    elif "serviceaccount" in message:
+        hint = "name one of this namespace with --service-account"
+    return Trouble("FailedCreate", f"the cluster makes no pod for the job: {message}", hint)
+
+
+def trouble_of_job(job: Json) -> Trouble | None:
+    """Why a Job failed, where not its pod did."""
+    for condition in (job.get("status") or {}).get("conditions") or ():
+        if (
+            condition.get("type") in ("Failed", "FailureTarget")
+            and condition.get("status") == "True"
+        ):
+            reason = condition.get("reason") or ""
+            if reason == "DeadlineExceeded":
+                return Trouble(
+                    reason, "the job took longer than it may", "give more with --deadline"
+                )
+    return None
+
+
+def failed_container(pod: Json) -> ContainerState | None:
+    """The container that ended the build, `None` where none failed."""
+    for one in containers(pod):
+        if one.state == "ended" and one.exit_code:
+            return one
+    return None
+
+
+# --- what a step says ---------------------------------------------------------------------------
+
+LONGEST_MESSAGE = 4096
+_TEXT = 600
+
+
+def mark_line(document: Json) -> str:
+    """The document of a step as one line of its log."""
+    return MARK + json.dumps(document, separators=(",", ":"), sort_keys=True)
+
+
+def marked(lines: Iterator[str] | Sequence[str]) -> dict[str, Any] | None:
+    """The document of the last marked line; `None` where there is none that is whole."""
+    found: dict[str, Any] | None = None
+    for line in lines:
+        if line.startswith(MARK):
+            found = parse_mark(line)
+    return found
+
+
+def parse_mark(line: str) -> dict[str, Any] | None:
+    """The document of a marked line; `None` for one that is damaged."""
+    try:
+        document = json.loads(line.removeprefix(MARK))
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+_IN_MESSAGE = ("state", "reason", "message", "hint", "exit_code", "script_exit_code",
+               "name", "digest", "reference", "isolation")  # fmt: skip
+
+
+def termination_message(document: Json) -> str:
+    """What of a document fits into a termination message, of 4096 bytes at most."""
+    kept = {key: document[key] for key in _IN_MESSAGE if document.get(key) is not None}
+    for key in ("message", "hint"):
+        if key in kept:
+            kept[key] = str(kept[key])[:_TEXT]
+    text = json.dumps(kept, separators=(",", ":"), sort_keys=True)
+    return text if len(text) <= LONGEST_MESSAGE else json.dumps({"state": kept.get("state")})
+
+
+def without_code(container: ContainerState) -> tuple[str, str, int]:
+    """Reason, message and exit code of a container that left no document."""
+    code = container.exit_code or 1
+    words = f"container `{container.name}` ended with exit code {code}"
+    if container.reason == "OOMKilled":
+        return "OutOfMemory", f"{words}: it used more memory than it may", 9
+    if container.reason and container.reason != "Error":
+        words += f" ({container.reason})"
+    if container.reason in ("StartError", "ContainerCannotRun"):
+        return container.reason, f"{words}: {container.message[:_TEXT]}", 6
+    return "BuildContainerDied", f"{words}, and left no result", code if 2 <= code <= 9 else 6

@@ -1,0 +1,287 @@
+"""Programs, jars and wars that were built elsewhere, in the builder of `fixtures/`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs
+from tests.fakes.bench import Bench, content, error, facts, warnings
+from tests.fakes.images import BUSYBOX, FIXTURES
+from tests.fakes.program import Done
+from tests.fakes.registry import FakeRegistry
+from tests.fakes.web import Answer, FakeWeb
+
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.network,  # the packages of the builder
+    pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
+    needs("mmdebstrap", "newuidmap"),
+]
+
+HOSTILE = ("a b", "", "\"quoted\" 'twice'", "$HOME `id` \\\\", "x\ny", "\u00fc \u4e2d", "-rf", "*")
+RUN = "/usr/libexec/s2i/run"
+# public class Main { public static void main(String[] a) {
+#     for (String s : a) System.out.println("[" + s + "]"); } }         (javac -g:none --release 8)
+PRINTS_ARGUMENTS = base64.b64decode(
+    "yv66vgAAADQAKgoAAgADBwAEDAAFAAYBABBqYXZhL2xhbmcvT2JqZWN0AQAGPGluaXQ+AQADKClWCQAIAAkHAAoM"
+    "AAsADAEAEGphdmEvbGFuZy9TeXN0ZW0BAANvdXQBABVMamF2YS9pby9QcmludFN0cmVhbTsHAA4BABdqYXZhL2xh"
+    "bmcvU3RyaW5nQnVpbGRlcgoADQADCAARAQABWwoADQATDAAUABUBAAZhcHBlbmQBAC0oTGphdmEvbGFuZy9TdHJp"
+    "bmc7KUxqYXZhL2xhbmcvU3RyaW5nQnVpbGRlcjsIABcBAAFdCgANABkMABoAGwEACHRvU3RyaW5nAQAUKClMamF2"
+    "YS9sYW5nL1N0cmluZzsKAB0AHgcAHwwAIAAhAQATamF2YS9pby9QcmludFN0cmVhbQEAB3ByaW50bG4BABUoTGph"
+    "dmEvbGFuZy9TdHJpbmc7KVYHACMBAARNYWluAQAEQ29kZQEABG1haW4BABYoW0xqYXZhL2xhbmcvU3RyaW5nOylW"
+    "AQANU3RhY2tNYXBUYWJsZQcAKQEAE1tMamF2YS9sYW5nL1N0cmluZzsAIQAiAAIAAAAAAAIAAQAFAAYAAQAkAAAA"
+    "EQABAAEAAAAFKrcAAbEAAAAAAAkAJQAmAAEAJAAAAFYAAwAFAAAANypMK749Az4dHKIALSsdMjoEsgAHuwANWbcA"
+    "DxIQtgASGQS2ABISFrYAErYAGLYAHIQDAaf/1LEAAAABACcAAAANAAL+AAcHACgBAfgALgAA"
+)
+SCRIPT = """#!/bin/sh
+echo "I am $$"
+for argument in "$@"; do printf '[%s]\\n' "$argument"; done
+exit 3
+"""
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if os.geteuid() == 0:
+        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
+    path = tmp_path_factory.mktemp("builders") / "binary"
+    done = subprocess.run(
+        [FIXTURES / "builders/binary/build", path, "latest"],
+        env={**os.environ, "JAVA": "yes"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return f"oci:{path}:latest"
+
+
+def put(bench: Bench, name: str, data: bytes, mode: int = 0o600) -> Path:
+    """A file of the user, which nothing makes executable."""
+    path = bench.directory / name
+    path.write_bytes(data)
+    path.chmod(mode)
+    return path
+
+
+def jar(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/").replace("_DOT_", "."), data)
+    return path
+
+
+def lines(arguments: tuple[str, ...]) -> str:
+    return "".join(f"[{one}]\n" for one in arguments)
+
+
+def as_flags(arguments: tuple[str, ...]) -> list[str]:
+    return [word for one in arguments for word in ("--args", one)]
+
+
+def run(bench: Bench, *arguments: str, options: tuple[str, ...] = ()) -> Done:
+    return bench.ocis2i("run", *options, bench.tag, *arguments)
+
+
+# --- programs -----------------------------------------------------------------------------------
+
+
+def test_script_gets_the_arguments_of_the_image_exactly(bench: Bench, builder: str) -> None:
+    source = put(bench, "it's a\nprogram", SCRIPT.encode())
+    bench.ocis2i.ok("build", source, builder, bench.tag, *as_flags(HOSTILE))
+    image = bench.result()
+    assert image.config["Cmd"] == [RUN, *HOSTILE]
+    assert "Entrypoint" not in image.config
+    ran = run(bench)
+    # `run` makes way for the program: it is the first process, and its exit code the container's.
+    assert (ran.out, ran.code) == ("I am 1\n" + lines(HOSTILE), 3)
+    assert facts(image)["opt/app-root/program/it's a\nprogram"] == "0755 1001:0"
+    assert run(bench, options=("--user", "12345:0")).out.startswith("I am 1\n")
+
+
+def test_entrypoint_lets_arguments_of_the_moment_through(bench: Bench, builder: str) -> None:
+    source = put(bench, "printf", BUSYBOX.read_bytes())
+    how = ("--start", "entrypoint", "--args", "usual\\n")
+    bench.ocis2i.ok("build", source, builder, bench.tag, *how)
+    image = bench.result()
+    assert (image.config["Entrypoint"], image.config["Cmd"]) == ([RUN], ["usual\\n"])
+    assert run(bench).out == "usual\n"
+    assert run(bench, "[%s]\\n", *HOSTILE).out == lines(HOSTILE)
+    again = bench.ocis2i.ok("rebuild", bench.tag)
+    assert "is built as it is now" in again.err
+    assert bench.result().config["Entrypoint"] == [RUN]
+    bench.ocis2i.ok("rebuild", bench.tag, "--start", "cmd", "--args", "now")
+    assert bench.result().config["Cmd"] == [RUN, "now"]
+
+
+def test_start_of_the_base_is_not_inherited(bench: Bench, builder: str) -> None:
+    source = put(bench, "tool", SCRIPT.encode())
+    layout = f"oci:{bench.directory / 'base'}:1"
+    how = ("--start", "entrypoint", "--args", "x", "-o", layout)
+    bench.ocis2i.ok("build", source, builder, bench.tag, *how)
+    bench.ocis2i.ok(
+        "build", bench.source(), layout, bench.tag, "--scripts-url", f"file://{_ours(bench)}"
+    )
+    image = bench.result()
+    assert not {"Entrypoint"} & image.config.keys()
+    assert len(image.config["Cmd"]) == 1
+    assert [name for name in image.labels if name.startswith("io.ocis2i.")] == []
+
+
+def _ours(bench: Bench) -> Path:
+    directory = bench.directory / "scripts"
+    directory.mkdir()
+    for name in ("assemble", "run"):
+        (directory / name).write_text("#!/bin/sh\n")
+    return directory
+
+
+def test_one_program_beside_other_files_is_found(bench: Bench, builder: str) -> None:
+    source = bench.source({"server": SCRIPT, "settings.ini": "a=1\n"})
+    bench.ocis2i.ok("build", source, builder, bench.tag)
+    assert facts(bench.result())["opt/app-root/program/server"] == "0755 1001:0"
+    assert content(bench.result(), "opt/app-root/src/settings.ini") == "a=1\n"
+    (source / "other").write_text(SCRIPT)
+    failed = bench.ocis2i("build", source, builder, bench.tag)
+    assert failed.code == 7
+    assert "several programs: name one with -e PROGRAM=NAME" in failed.err
+    bench.ocis2i.ok("build", source, builder, bench.tag, "-e", "PROGRAM=other")
+    assert "opt/app-root/program/other" in facts(bench.result())
+
+
+def test_source_without_a_program_is_refused_by_assemble(bench: Bench, builder: str) -> None:
+    failed = bench.ocis2i("build", bench.source(), builder, bench.tag)
+    assert failed.code == 7
+    assert "the source has no program at its top" in failed.err
+
+
+# --- where it comes from ------------------------------------------------------------------------
+
+
+def test_program_comes_from_standard_input(bench: Bench, builder: str) -> None:
+    given = put(bench, "x", SCRIPT.encode())
+    bench.ocis2i.ok("build", "-", builder, bench.tag, "--source-name", "tool", stdin=given)
+    image = bench.result()
+    assert facts(image)["opt/app-root/program/tool"] == "0755 1001:0"
+    digest = hashlib.sha256(SCRIPT.encode()).hexdigest()
+    assert image.labels["io.ocis2i.source.sha256"] == digest
+    assert image.manifest["annotations"] == {"io.ocis2i.source.sha256": digest}
+    again = bench.ocis2i("rebuild", bench.tag)
+    assert "came from standard input, which is not kept" in error(again)
+
+
+def test_pinned_file_is_fetched_and_fetched_again(bench: Bench, builder: str, web: FakeWeb) -> None:
+    digest = hashlib.sha256(SCRIPT.encode()).hexdigest()
+    web.put("/dist/tool%20x", Answer(b"busy", 503), SCRIPT.encode())
+    url = f"http://user:secret@{web.host}/dist/tool%20x#sha256={digest}"
+    done = bench.ocis2i.ok("build", url, builder, bench.tag)
+    image = bench.result()
+    assert "opt/app-root/program/tool x" in facts(image)
+    location = image.labels["io.openshift.s2i.build.source-location"]
+    assert location == f"http://{web.host}/dist/tool%20x#sha256={digest}"
+    assert "secret" not in done.err + str(image.config)
+    assert web.log[-1].headers["authorization"].startswith("Basic ")
+    assert warnings(bench.ocis2i.ok("rebuild", bench.tag)) == []
+    web.put("/dist/tool%20x", b"#!/bin/sh\n# another one\n")
+    failed = bench.ocis2i("rebuild", bench.tag)
+    assert (failed.code, f"not sha256={digest}" in error(failed)) == (3, True)
+
+
+def test_file_without_a_digest_tells_what_to_pin(bench: Bench, builder: str, web: FakeWeb) -> None:
+    web.put("/tool", SCRIPT.encode())
+    url = f"{web.url}/tool"
+    done = bench.ocis2i.ok("build", url, builder, bench.tag, "--source-type", "file")
+    digest = hashlib.sha256(SCRIPT.encode()).hexdigest()
+    (warning,) = warnings(done)
+    assert f"pin it: `{url}#sha256={digest}`" in warning
+
+
+def test_uploaded_program_is_executable(bench: Bench, builder: str, registry: FakeRegistry) -> None:
+    source = put(bench, "tool", SCRIPT.encode())
+    name = f"{registry.host}/files/tool:1"
+    bench.ocis2i.ok("upload", source, name)
+    bench.ocis2i.ok("build", f"oci-artifact://{name}", builder, bench.tag)
+    assert run(bench).out == "I am 1\n"
+    assert bench.result().labels["io.ocis2i.source.kind"] == "script"
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_program_for_another_processor_is_refused(bench: Bench, builder: str) -> None:
+    data = bytearray(BUSYBOX.read_bytes())
+    data[18:20] = (0x16).to_bytes(2, "little")
+    source = put(bench, "tool", bytes(data))
+    failed = bench.ocis2i("build", source, builder, bench.tag)
+    assert failed.code == 3
+    assert "the program `tool` is for s390x" in error(failed)
+    assert not bench.is_stored
+    bench.ocis2i.ok("build", source, builder, bench.tag, "--source-type", "file")
+
+
+def test_contradicting_flags_are_refused(bench: Bench) -> None:
+    source = put(bench, "tool", SCRIPT.encode())
+    both = bench.ocis2i("build", source, "x", "--keep-entrypoint", "--start", "entrypoint")
+    assert (both.code, "exclude each other" in error(both)) == (2, True)
+    other = bench.ocis2i("build", source, "x", "--start", "shell")
+    assert (other.code, "must be cmd or entrypoint" in other.err) == (2, True)
+    named = bench.ocis2i("build", bench.source(), "x", "--source-name", "a")
+    assert (named.code, "no single file" in error(named)) == (2, True)
+
+
+# --- Java ---------------------------------------------------------------------------------------
+
+
+def test_jar_is_run_by_java_with_its_arguments(bench: Bench, builder: str) -> None:
+    source = bench.directory / "app 1.jar"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\nMain-Class: Main\n\n")
+        archive.writestr("Main.class", PRINTS_ARGUMENTS)
+    done = bench.ocis2i.ok("build", source, builder, bench.tag, *as_flags(HOSTILE[:4]))
+    assert warnings(done) == []
+    assert facts(bench.result())["opt/app-root/jar/app 1.jar"] == "0644 1001:0"
+    assert run(bench, options=("--user", "12345:0")).out == lines(HOSTILE[:4])
+
+
+def test_war_answers_at_the_root_whatever_it_is_called(bench: Bench, builder: str) -> None:
+    source = bench.directory / "shop-1.2.war"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("index.html", "hello from a war\n")
+        archive.writestr("WEB-INF/web.xml", "<web-app/>")
+    bench.ocis2i.ok("build", source, builder, bench.tag)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with bench.ocis2i.start("run", "-e", f"PORT={port}", "--user", "12345:0", bench.tag) as running:
+        try:
+            assert _page(f"http://127.0.0.1:{port}/") == "hello from a war\n"
+        finally:
+            running.terminate()
+            _, said = running.communicate(timeout=60)
+    assert "Server startup in" in said
+
+
+def _page(url: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with direct.open(url, timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.URLError as error:
+            assert not isinstance(error, urllib.error.HTTPError), error
+            assert time.monotonic() < end
+            time.sleep(0.1)

@@ -1,0 +1,102 @@
+"""Makes `docs/failures.md` out of the rows of `tests/failure_rows.py`.
+
+The tests take what they expect from the same rows; here they are only told. Neither pytest nor
+ocis2i is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tests.failure_rows import ROWS, TITLES, Row
+
+PROJECT = Path(__file__).parent.parent
+PAGE = PROJECT / "docs" / "failures.md"
+
+INTRODUCTION = """\
+# What goes wrong, and what is said of it
+
+This page is written by `scripts/failure_table` from `tests/failure_rows.py`, and so is what the
+tests expect; a test says when it is not current. Each row is brought about
+([test_failure_table.py](../tests/e2e/test_failure_table.py)), and its error names the thing and the
+way out. What the reasons mean is in [json.md](json.md#reasons).
+
+## When a script fails
+
+After the `error:` and the `hint:` line stands what is known of the script, each line indented:
+
+| line | what it says |
+| --- | --- |
+| `stage` | assemble, assemble-runtime, usage |
+| `script` | its path in the container, and where it came from |
+| `ran as` | user and group, the image's name for the user, the directory, the isolation |
+| `meaning`, `way out` | the exit code in words, where error and hint did not say it already |
+| `kept` | the directory of the build's record, with all that the scripts printed |
+| `repeat` | the command that does it again, with a shell where it fails |
+| `output` | the last ten lines again, when more than that went by; the rest is above |
+
+Exit code and last lines together say more than each alone: of 127 the command that is missing, of
+137 whether `--memory`, `--timeout`, the kernel or somebody else killed it, of 126 and of a program
+for another processor which file it is. A full disk, a directory of another user, a name that is not
+resolved with `--network none` or `proxy`, and a certificate that is not trusted are known by what
+the usual programs say of them. It is a guess where a script ends with an exit code of its own: the
+output itself is always shown.
+
+The same is in `failure` of the [`--json` document](json.md#any-verb-failed). Secrets are masked in
+all of it, also in the command: a `--build-env NAME=VALUE` becomes `--build-env NAME`, which takes
+the variable of that name from your environment.
+
+### A shell where it failed
+
+`--shell-on-failure` opens a shell (bash, else sh, else busybox) when assemble or assemble-runtime
+fails or goes over a limit: in the same tree, as the same user, with the same environment,
+directory, mounts, network, isolation, and limits of memory and processes. `--timeout` and
+`--output-limit` do not count for it. Standard input and standard error have to be a terminal, or
+the build does not begin. Keys are for what runs in the shell, Ctrl-C and Ctrl-Z too; `exit` ends
+it, and the build ends with its failure as it would have. What is changed in the shell is gone then.
+
+Injected files and build variables are there as they were for the script, and what the shell shows
+is not masked and not kept anywhere. With buildah the store needs a path of at most 60 bytes or so.
+A kill of ocis2i by SIGKILL ends the shell and leaves your terminal raw: `reset` puts it right.
+"""
+
+
+def render(chapters: Mapping[str, Sequence[Row]] | None = None) -> str:
+    """The page."""
+    parts = [INTRODUCTION]
+    titled = chapters or {TITLES[kind]: rows for kind, rows in ROWS.items()}
+    for title, rows in titled.items():
+        parts.append(f"\n## {title}\n\n" + _line("what", "reason", "exit code", "what is said"))
+        parts.append(_line("---", "---", "---", "---"))
+        parts += (_line(row.what, f"`{row.reason}`", str(row.code), answer(row)) for row in rows)
+    return "".join(parts)
+
+
+def answer(row: Row) -> str:
+    """What the user reads of it, in parts."""
+    thing = row.thing.replace("{place}", "DIRECTORY").replace("{source}", "SOURCE")
+    way_out = f"; way out: “{row.way_out}”" if row.way_out else ""
+    return f"“{thing}”{way_out}" if thing else "what it was"
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"| {cell} " for cell in (one.replace("|", "\\|") for one in cells)) + "|\n"
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Writes the page, or with `--check` only says whether it is current; the exit code."""
+    parser = argparse.ArgumentParser(prog="failure_table", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    page = render()
+    if not options.check:
+        PAGE.write_text(page)
+    elif not PAGE.exists() or PAGE.read_text() != page:
+        sys.stderr.write(
+            "error: docs/failures.md is not current\nhint: run scripts/failure_table\n"
+        )
+        return 1
+    return 0

@@ -1,0 +1,358 @@
+"""A Job followed to its end, whatever becomes of its pod, of the API and of the connection."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocis2i.errors import UsageError
+from ocis2i.events import Notice, ScriptOutput
+from ocis2i.kube.cluster import Cluster, ClusterError, LostError, open_cluster
+from ocis2i.kube.following import Followed, Waiting, follow
+from ocis2i.kube.kinds import job
+from ocis2i.kube.outcome import (
+    LONGEST_MESSAGE,
+    ContainerState,
+    mark_line,
+    parse_mark,
+    termination_message,
+    without_code,
+)
+from ocis2i.kube.plan import Order, Pod
+from tests.fakes.kube_api import FakeKubeApi, PlayedPod
+
+JOB = job(
+    Order("oci-artifact://r.example/s:1", "r.example/b:1", ("r.example/a:1",)),
+    Pod("app", "r.example/tool:1", namespace="builds"),
+)
+STEPS = ("tool", "fetch", "build", "push")
+RESULT = {"state": "succeeded", "digest": "sha256:1"}
+
+
+class Said:
+    """What is shown of a build."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, ScriptOutput):
+            self.lines.append(event.line)
+        elif isinstance(event, Notice):
+            self.warnings.append(event.message)
+
+
+def cluster_of(api: FakeKubeApi, directory: Path, **how: Any) -> Cluster:
+    path = api.kubeconfig(directory / "kubeconfig", **how)
+    return open_cluster(context=None, namespace=None, config=str(path))
+
+
+def run(
+    play: Callable[[PlayedPod], None],
+    directory: Path,
+    said: Said | None = None,
+    prepare: Callable[[FakeKubeApi], None] = lambda _: None,
+) -> Followed:
+    """Makes the Job and follows it; a minute passes with each look at it."""
+    clock = itertools.count(0, 60)
+    with FakeKubeApi(play) as api:
+        prepare(api)
+        cluster = cluster_of(api, directory)
+        cluster.create_job(JOB)
+        return follow(
+            cluster,
+            "app",
+            waiting=Waiting(lambda: float(next(clock)), lambda _: None),
+            pending_seconds=1200,
+            report=said or Said(),
+        )
+
+
+def whole(pod: PlayedPod) -> None:
+    """All goes well."""
+    for name in STEPS:
+        pod.start(name)
+        pod.say(name, f"{name} begins", "", "  indented", mark_line({**RESULT, "step": name}))
+        pod.end(name)
+    pod.finish("Succeeded")
+
+
+def ended(pod: PlayedPod, **status: Any) -> None:
+    pod.finish("Failed", **status)
+
+
+def test_every_line_is_shown_once_and_in_order(tmp_path: Path) -> None:
+    said = Said()
+    followed = run(whole, tmp_path, said)
+    assert said.lines == [line for name in STEPS for line in (f"{name} begins", "", "  indented")]
+    assert followed.failed is None
+    assert followed.documents["push"] == {**RESULT, "step": "push"}
+    assert said.warnings == []
+
+
+def test_a_broken_log_goes_on_where_it_broke(tmp_path: Path) -> None:
+    def breaking(api: FakeKubeApi) -> None:
+        api.broken_logs = [0, 1, 2, 3]
+        api.faults["get pods/log"] = [(500, "etcd is busy"), (429, "too many requests")]
+
+    said = Said()
+    followed = run(whole, tmp_path, said, breaking)
+    assert said.lines == [line for name in STEPS for line in (f"{name} begins", "", "  indented")]
+    assert followed.documents["push"]["step"] == "push"
+
+
+def test_a_lost_connection_and_a_busy_server_are_asked_again(tmp_path: Path) -> None:
+    def breaking(api: FakeKubeApi) -> None:
+        api.faults["list pods"] = [(0, ""), (503, "no leader"), (429, "slow down"), (0, "")]
+
+    assert run(whole, tmp_path, None, breaking).failed is None
+
+
+def test_a_lost_connection_is_an_error_in_the_end(tmp_path: Path) -> None:
+    def gone(api: FakeKubeApi) -> None:
+        api.faults["list pods"] = [(503, "no leader")] * 50
+
+    with pytest.raises(ClusterError, match=r"the connection to .* is lost") as caught:
+        run(whole, tmp_path, None, gone)
+    assert caught.value.hint is not None
+    assert "kubectl get jobs" in caught.value.hint
+
+
+def test_a_container_that_fails_ends_it(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.runs("tool")
+        pod.runs("fetch")
+        pod.runs("build", "no", mark_line({"state": "failed", "reason": "AssembleFailed"}), code=7)
+        ended(pod)
+
+    followed = run(play, tmp_path)
+    assert followed.failed is not None
+    assert (followed.failed.name, followed.failed.exit_code) == ("build", 7)
+    assert followed.documents["build"]["reason"] == "AssembleFailed"
+
+
+def test_the_last_marked_line_counts(tmp_path: Path) -> None:
+    """A script can print such a line, but none after that of ocis2i."""
+
+    def play(pod: PlayedPod) -> None:
+        for name in ("tool", "fetch"):
+            pod.runs(name)
+        forged = mark_line({"state": "succeeded", "digest": "sha256:forged"})
+        pod.runs("build", forged, mark_line({"state": "failed"}), forged + "}", code=7)
+        ended(pod)
+
+    assert run(play, tmp_path).documents["build"] == {"state": "failed"}
+
+
+# --- what keeps a pod from going on ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "way_out"),
+    [
+        ("ImagePullBackOff", "cannot pull its image", "--image-pull-secret"),
+        ("InvalidImageName", "no valid name", ""),
+        ("CreateContainerConfigError", "names what is not there", "--push-secret"),
+        ("RunContainerError", "cannot start it", "/ocis2i/tool"),
+    ],
+)
+def test_a_container_that_never_starts_is_not_waited_for(
+    tmp_path: Path, reason: str, said: str, way_out: str
+) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.state("tool", waiting={"reason": reason, "message": "Back-off pulling image x"})
+
+    with pytest.raises(ClusterError, match=said) as caught:
+        run(play, tmp_path)
+    assert "`tool`" in caught.value.message
+    assert "Back-off pulling image x" in caught.value.message
+    assert way_out in (caught.value.hint or "")
+    assert caught.value.reason == reason
+
+
+def test_a_pod_that_no_node_takes_is_waited_for_and_told_of_once(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        condition = {
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/3 nodes are available: 3 Insufficient memory.",
+        }  # fmt: skip
+        pod.status(conditions=[condition])
+
+    shown = Said()
+    with pytest.raises(ClusterError, match="3 Insufficient memory") as caught:
+        run(play, tmp_path, shown)
+    assert caught.value.reason == "Unschedulable"
+    assert "--pod-memory" in (caught.value.hint or "")
+    assert len(shown.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "way_out"),
+    [
+        ('pods "app-x" is forbidden: exceeded quota: compute, requested: cpu=1', "ask for less"),
+        ('pods "app-x" is forbidden: violates PodSecurity "restricted:latest"', "--pod-security"),
+        ('error looking up service account builds/x: serviceaccount "x" not found', "--service-a"),
+    ],
+)
+def test_a_job_without_a_pod_says_why(tmp_path: Path, message: str, way_out: str) -> None:
+    def without_pod(api: FakeKubeApi) -> None:
+        api.with_pod = False
+        api.events = [{"reason": "FailedCreate", "message": message}]
+
+    with pytest.raises(ClusterError, match="makes no pod") as caught:
+        run(whole, tmp_path, None, without_pod)
+    assert message in caught.value.message
+    assert way_out in (caught.value.hint or "")
+
+
+def test_events_that_we_may_not_read_are_done_without(tmp_path: Path) -> None:
+    def without_pod(api: FakeKubeApi) -> None:
+        api.with_pod = False
+        api.faults["list events"] = [(403, "events is forbidden")] * 500
+
+    with pytest.raises(ClusterError, match="has no pod yet"):
+        run(whole, tmp_path, None, without_pod)
+
+
+def test_an_evicted_pod_says_so(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        ended(pod, reason="Evicted", message="The node was low on resource: ephemeral-storage.")
+
+    with pytest.raises(ClusterError, match=r"low on resource: ephemeral-storage") as caught:
+        run(play, tmp_path)
+    assert "--disk" in (caught.value.hint or "")
+
+
+def test_a_job_that_took_too_long_says_so(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        ended(pod, job_reason="DeadlineExceeded")
+
+    with pytest.raises(ClusterError, match="longer than it may") as caught:
+        run(play, tmp_path)
+    assert "--deadline" in (caught.value.hint or "")
+
+
+def test_a_job_that_somebody_deleted_is_not_waited_for(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        pod.api.delete("app")
+
+    with pytest.raises(ClusterError, match="deleted by somebody else"):
+        run(play, tmp_path)
+
+
+# --- what the API refuses -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said", "way_out"),
+    [
+        (403, 'jobs.batch is forbidden: User "u" cannot create', "you may not `create` `jobs`",
+         "resources: [jobs], verbs: [create, get, delete]"),
+        (403, "exceeded quota: jobs", "quota of namespace `builds`", "--pod-memory"),
+        (401, "Unauthorized", "does not know who asks", "whoami"),
+        (404, 'namespaces "builds" not found', "has no namespace", "--namespace"),
+        (409, "already exists", "such a job already", "--name"),
+        (422, "spec.x: unknown", "refuses to create jobs", ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_explained(
+    tmp_path: Path, status: int, message: str, said: str, way_out: str
+) -> None:
+    with FakeKubeApi() as api:
+        api.faults["create jobs"] = [(status, message)]
+        cluster = cluster_of(api, tmp_path)
+        with pytest.raises(ClusterError) as caught:
+            cluster.create_job(JOB)
+    assert said in caught.value.message
+    assert message in caught.value.message
+    assert way_out in (caught.value.hint or "")
+    assert caught.value.exit_code == 6
+
+
+def test_the_stand_in_refuses_what_is_no_field() -> None:
+    with FakeKubeApi() as api, pytest.raises(jsonschema.ValidationError, match="colour"):
+        api.create({**JOB, "spec": {**JOB["spec"], "colour": "red"}})
+
+
+def test_a_token_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
+    with FakeKubeApi() as api, pytest.raises(ClusterError, match="does not know who asks"):
+        cluster_of(api, tmp_path, token="old").create_job(JOB)
+
+
+def test_what_is_gone_needs_no_deletion(tmp_path: Path) -> None:
+    with FakeKubeApi() as api:
+        api.faults["get jobs"] = [(410, "gone")]
+        cluster = cluster_of(api, tmp_path)
+        cluster.delete_job("app")
+        assert cluster.job("app") is None
+
+
+def test_a_server_that_is_not_there_is_a_lost_connection(tmp_path: Path) -> None:
+    with FakeKubeApi() as api:
+        cluster = cluster_of(api, tmp_path)
+    with pytest.raises(LostError):
+        cluster.create_job(JOB)
+
+
+def test_without_a_cluster_the_way_out_is_told(tmp_path: Path) -> None:
+    for text in ("", "{", "apiVersion: v1\nkind: Config\n"):
+        (tmp_path / "config").write_text(text)
+        with pytest.raises(ClusterError, match="no cluster is known") as caught:
+            open_cluster(context=None, namespace=None, config=str(tmp_path / "config"))
+        assert "KUBECONFIG" in (caught.value.hint or "")
+
+
+def test_without_the_client_the_command_to_get_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "kubernetes", None)
+    with pytest.raises(UsageError, match="not installed") as caught:
+        open_cluster(context=None, namespace=None, config=None)
+    assert caught.value.hint == "pip install 'ocis2i[kube]'"
+
+
+# --- what a step says -----------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_a_document_is_one_line_and_comes_back(document: dict[str, Any]) -> None:
+    line = mark_line(document)
+    assert len(line.splitlines()) == 1
+    assert parse_mark(line) == document
+
+
+@given(st.dictionaries(st.sampled_from(["message", "hint", "reason", "name"]), st.text()))
+def test_a_termination_message_is_never_too_long(document: dict[str, Any]) -> None:
+    document["message"] = "ü" * 5000
+    assert len(termination_message({"state": "failed", **document}).encode()) <= LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "code"),
+    [
+        (ContainerState("build", "ended", 137, "OOMKilled"), "OutOfMemory", 9),
+        (ContainerState("build", "ended", 137, "Error"), "BuildContainerDied", 6),
+        (ContainerState("tool", "ended", 128, "StartError", "no such file"), "StartError", 6),
+        (ContainerState("push", "ended", 5, "Error"), "BuildContainerDied", 5),
+    ],
+)
+def test_a_container_without_a_document_is_judged_by_its_end(
+    state: ContainerState, reason: str, code: int
+) -> None:
+    found, message, exit_code = without_code(state)
+    assert (found, exit_code) == (reason, code)
+    assert f"`{state.name}`" in message

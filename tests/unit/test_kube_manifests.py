@@ -1,0 +1,315 @@
+"""What `kube render` writes: valid for its schema, with the walls that it promises, and quoted."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hera.workflows import models as argo_models
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from ocis2i.errors import UsageError
+from ocis2i.kube.kinds import argo_template, job, shipwright_strategy, tekton_task
+from ocis2i.kube.names import LONGEST_LABEL, Placeholder, as_argument, check_name, label_name
+from ocis2i.kube.pipelines import github_actions, gitlab_ci
+from ocis2i.kube.plan import AUTH, Level, Order, Pod, check, steps
+from ocis2i.kube.text import as_yaml, is_plain
+from tests.fakes.kube_api import check_object, definitions
+from tests.fakes.kubelet import expanded
+
+SCHEMAS = Path(__file__).parent.parent / "schemas"
+LEVELS: tuple[Level, ...] = ("restricted", "baseline", "user-namespace")
+
+ORDER = Order(
+    "oci-artifact://registry.example/src@sha256:" + "0" * 64,
+    "registry.example/builders/python:3",
+    ("registry.example/team/app:1", "registry.example/team/app:latest"),
+    build=("--env=A=yes", "--timeout=10m"),
+    push=("--jobs=2",),
+)
+PODS = {
+    level: Pod(
+        "ocis2i-app",
+        "registry.example/tools/ocis2i:1",
+        level,
+        namespace="builds",
+        service_account="builder",
+        push_secret="push-here",
+        image_pull_secret="nodes",
+    )
+    for level in LEVELS
+}
+
+
+def read_again(document: Any) -> Any:
+    return yaml.safe_load(as_yaml([document]))
+
+
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec["initContainers"], *spec["containers"]]
+
+
+# --- schemas ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_job_is_one_by_the_api_of_kubernetes(level: Level) -> None:
+    document = read_again(job(ORDER, PODS[level]))
+    check_object(document)
+    template = document["spec"]["template"]
+    check_object({"apiVersion": "v1", "kind": "Pod", **template})
+
+
+@cache
+def excerpt(name: str) -> Any:
+    text = (SCHEMAS / name).read_text()
+    text = re.sub(r"kubernetes:(\w+)", r"#/$defs/io.k8s.api.core.v1.\1", text)
+    return jsonschema.Draft202012Validator({**json.loads(text), "$defs": definitions()})
+
+
+def check_excerpt(document: Any, name: str) -> None:
+    excerpt(name).validate(document)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_task_has_the_fields_of_tekton(level: Level) -> None:
+    check_excerpt(read_again(tekton_task(ORDER, PODS[level])), "tekton-task.json")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_strategy_has_the_fields_of_shipwright(level: Level) -> None:
+    check_excerpt(read_again(shipwright_strategy(ORDER, PODS[level])), "shipwright-strategy.json")
+
+
+def test_the_excerpts_refuse_what_is_no_field() -> None:
+    for render, name in (
+        (tekton_task, "tekton-task.json"),
+        (shipwright_strategy, "shipwright-strategy.json"),
+    ):
+        document = render(ORDER, PODS["restricted"])
+        document["spec"]["steps"][0]["volumeMounts"][0]["path"] = "/x"
+        with pytest.raises(jsonschema.ValidationError, match="path"):
+            check_excerpt(document, name)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_template_is_one_by_the_models_of_argo(level: Level) -> None:
+    document = read_again(argo_template(ORDER, PODS[level]))
+    model = argo_models.WorkflowTemplate.model_validate(document)
+    # What the models do not know is lost in them.
+    kept = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    assert missing(document, kept) == []
+
+
+def missing(written: Any, kept: Any, path: str = "") -> list[str]:
+    """What of one document is not in the other."""
+    if isinstance(written, dict):
+        return [
+            one
+            for key, value in written.items()
+            for one in (
+                missing(value, kept[key], f"{path}.{key}") if key in kept else [f"{path}.{key}"]
+            )
+        ]
+    if isinstance(written, list):
+        return [
+            one
+            for number, value in enumerate(written)
+            for one in missing(value, kept[number], f"{path}[{number}]")
+        ]
+    return []
+
+
+def builtin_schema(name: str) -> Any:
+    package = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    return json.loads((package / name).read_text())
+
+
+def test_a_workflow_is_one_of_github() -> None:
+    document = read_again(github_actions(ORDER, PODS["restricted"]))
+    jsonschema.Draft7Validator(builtin_schema("github-workflows.json")).validate(document)
+
+
+def test_a_job_of_gitlab_is_one() -> None:
+    document = read_again(gitlab_ci(ORDER, PODS["baseline"]))
+    jsonschema.Draft7Validator(builtin_schema("gitlab-ci.json")).validate(document)
+
+
+# --- walls ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_foreign_code_runs_beside_no_secret(level: Level) -> None:
+    spec = job(ORDER, PODS[level])["spec"]["template"]["spec"]
+    holders = {
+        one["name"]
+        for one in containers(spec)
+        if any(mount["mountPath"] == AUTH for mount in one["volumeMounts"])
+    }
+    assert holders == {"fetch", "push-1", "push"}
+    assert spec["automountServiceAccountToken"] is False
+    for one in containers(spec):
+        assert ("REGISTRY_AUTH_FILE" in str(one["env"])) == (one["name"] in holders)
+
+
+def test_a_step_of_tekton_sees_the_credentials_that_it_lists() -> None:
+    spec = tekton_task(ORDER, PODS["restricted"])["spec"]
+    seen = {one["name"]: [w["name"] for w in one.get("workspaces", [])] for one in spec["steps"]}
+    assert seen == {"tool": [], "fetch": ["source", "pull"], "build": [], "push": ["push"]}
+    assert "secret" not in json.dumps(spec["volumes"])
+
+
+def test_the_restricted_job_keeps_every_rule_of_pod_security() -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
+    spec = job(ORDER, PODS["restricted"])["spec"]["template"]["spec"]
+    assert spec["securityContext"] == {
+        "runAsUser": 1001, "runAsGroup": 0, "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    for one in containers(spec):
+        context = one["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert "privileged" not in context
+        assert "procMount" not in context
+    assert {key for one in spec["volumes"] for key in one} == {"name", "emptyDir", "secret"}
+    assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & set(spec)
+
+
+def test_the_baseline_job_adds_only_what_baseline_lets_it() -> None:
+    allowed = set(
+        "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE SETFCAP SETGID "
+        "SETPCAP SETUID SYS_CHROOT".split()
+    )
+    spec = job(ORDER, PODS["baseline"])["spec"]["template"]["spec"]
+    for one in containers(spec):
+        context = one["securityContext"]
+        assert set(context["capabilities"].get("add", [])) <= allowed
+        assert context["allowPrivilegeEscalation"] is False
+        assert ("add" in context["capabilities"]) == (one["name"] == "build")
+
+
+def test_only_the_container_that_builds_is_let_loose_in_its_user_namespace() -> None:
+    spec = job(ORDER, PODS["user-namespace"])["spec"]["template"]["spec"]
+    assert spec["hostUsers"] is False
+    for one in containers(spec):
+        loose = one["securityContext"].get("capabilities", {}).get("add") == ["SYS_ADMIN"]
+        assert loose == (one["name"] == "build")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_everything_has_a_bound(level: Level) -> None:
+    spec = job(ORDER, PODS[level])["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["activeDeadlineSeconds"] > 0
+    assert spec["ttlSecondsAfterFinished"] > 0
+    pod = spec["template"]["spec"]
+    for one in containers(pod):
+        assert set(one["resources"]["requests"]) == {"cpu", "memory", "ephemeral-storage"}
+        assert set(one["resources"]["limits"]) == {"memory", "ephemeral-storage"}
+    assert all(one["emptyDir"]["sizeLimit"] for one in pod["volumes"] if "emptyDir" in one)
+
+
+def test_only_a_build_in_place_takes_the_builder_as_its_image() -> None:
+    images = {
+        level: {one.image for one in steps(ORDER, PODS[level]) if one.kind == "build"}
+        for level in LEVELS
+    }
+    assert images["restricted"] == {ORDER.builder}
+    assert images["baseline"] == images["user-namespace"] == {PODS["baseline"].tool_image}
+
+
+def test_root_is_refused_where_the_cluster_would() -> None:
+    with pytest.raises(UsageError, match="--run-as-user 0"):
+        check(ORDER, Pod("a", "tool", user=0))
+    with pytest.raises(UsageError, match="needs a name"):
+        check(Order("a", "b", ()), Pod("a", "tool"))
+
+
+def test_on_openshift_the_cluster_chooses_the_user() -> None:
+    spec = job(ORDER, Pod("a", "tool", user=None))["spec"]["template"]["spec"]
+    assert "runAsUser" not in spec["securityContext"]
+
+
+# --- text -------------------------------------------------------------------------------------
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"))
+
+
+@given(WORDS | st.sampled_from(["yes", "1e3", "0o17", "12:30", "~", "", "- a", "a: b", "1_000"]))
+def test_a_text_stays_what_it_is_in_every_yaml(text: str) -> None:
+    written = as_yaml([{"key": text, "list": [text]}])
+    assert yaml.safe_load(written) == {"key": text, "list": [text]}
+    assert YAML(typ="safe", pure=True).load(written) == {"key": text, "list": [text]}
+
+
+def test_what_a_reader_could_take_for_something_else_is_quoted() -> None:
+    for text in ("yes", "No", "1e3", "0x1f", "null", "1.0", "", "12:30", "a b", "*a", "Off", ".5"):
+        assert not is_plain(text), text
+        assert f'"{text}"' in as_yaml([text])
+    assert is_plain("registry.example/team") is True
+
+
+@given(st.text(st.sampled_from("$()AB {}")))
+def test_kubernetes_expands_nothing_of_a_users_words(text: str) -> None:
+    assert expanded(as_argument(text), {"A": "1", "B": "2", "AB": "3"}) == text
+
+
+def test_a_control_character_is_refused() -> None:
+    for text in ("a\0b", "\x1b[0m", "\udc80"):
+        with pytest.raises(UsageError):
+            as_argument(text)
+    assert as_argument(Placeholder("$(params.A)")) == "$(params.A)"
+
+
+@pytest.mark.parametrize(
+    ("render", "word"),
+    [
+        (tekton_task, "--env=A=$(params.IMAGE)"),
+        (shipwright_strategy, "--env=A=$(params.shp-output-image)"),
+        (argo_template, "--env=A={{workflow.name}}"),
+        (github_actions, "--env=A=${{ secrets.GITHUB_TOKEN }}"),
+        (gitlab_ci, "--env=A=$[[ inputs.a ]]"),
+    ],
+)
+def test_what_an_engine_would_replace_is_refused(render: Any, word: str) -> None:
+    order = Order(ORDER.source, ORDER.builder, ORDER.names, build=(word,))
+    with pytest.raises(UsageError, match="would replace"):
+        render(order, PODS["baseline"])
+
+
+def test_a_shell_sees_one_word_where_the_user_wrote_one() -> None:
+    order = Order(".", "b:1", ("r.example/a:1",), build=("--env=A=$HOME `id` '\"; rm -rf / #",))
+    (line, *_) = gitlab_ci(order, PODS["baseline"])["ocis2i-app"]["script"]
+    assert "'--env=A=$HOME `id` '\"'\"'\"; rm -rf / #'" in line
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_every_text_becomes_a_name_by_rfc_1123(text: str) -> None:
+    name = label_name(text)
+    assert len(name) <= LONGEST_LABEL
+    assert check_name(name, "--name", dots=False) == name
+
+
+def test_long_names_that_differ_at_the_end_stay_apart() -> None:
+    one, other = label_name("a" * 80 + "1"), label_name("a" * 80 + "2")
+    assert one != other
+    assert len(one) == LONGEST_LABEL
+
+
+@pytest.mark.parametrize("name", ["", "A", "a_b", "-a", "a-", "a.b", "a" * 64, "a\n"])
+def test_a_name_that_the_cluster_would_refuse_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no name in Kubernetes"):
+        check_name(name, "--name", dots=False)
