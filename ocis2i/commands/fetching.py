@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,11 +23,12 @@ from ocis2i.commands.source_flags import SourceFlags
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
 from ocis2i.events import stage
+from ocis2i.fs import remove_tree
 from ocis2i.images import Layers, PullPolicy, blamed_on, obtain
 from ocis2i.outputs.files import writing_to
 from ocis2i.prepare_source import prepare_source
 from ocis2i.reference import parse_location
-from ocis2i.sources.prepared import SCHEME, check_empty
+from ocis2i.sources.prepared import FACTS, SCHEME, TREE, check_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,9 @@ def fetch_source(flags: FetchFlags) -> None:
         directory = (tools.cwd / flags.directory).absolute()
         check_empty(directory)
         source = flags.parsed(flags.source, tools.cwd, depth=flags.depth)
-        with writing_to(directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = prepare_source(source, directory, tools)
-        digest = _fetch_builder(flags, here) if flags.builder else None
+        with _whole_or_nothing(directory):
+            info = prepare_source(source, directory, tools)
+            digest = _fetch_builder(flags, here) if flags.builder else None
     name = f"{SCHEME}{directory}"
     if not flags.as_json:
         print(name)
@@ -76,6 +79,23 @@ def fetch_source(flags: FetchFlags) -> None:
             "builder": digest,
         }
     )
+
+
+@contextmanager
+def _whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Makes the empty directory; what fails leaves it as it was, for another attempt."""
+    was_there = directory.exists()
+    with writing_to(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in (FACTS, TREE):
+            remove_tree(directory / name)
+        if not was_there:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
 
 
 def _fetch_builder(flags: FetchFlags, here: Context) -> str:

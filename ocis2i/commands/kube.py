@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ocis2i.commands.context import working_directory
-from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of
+from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of, refuse_credentials
 from ocis2i.commands.state import State
 from ocis2i.errors import UsageError
 from ocis2i.kube.plan import Order, Pod, check
@@ -60,6 +60,7 @@ def _render(flags: KubeFlags, words: list[str]) -> None:
     order = order_of(flags, words, cwd)
     pod = pod_of(flags, order, os.environ)
     check(order, pod)
+    refuse_credentials(order)
     if kind == "job":
         _check_source(order)
     text = as_yaml([render(order, pod)])

@@ -265,6 +265,22 @@ def _from_file(flags: BuildOptions, cwd: Path) -> list[str]:
     return [f"--env={name}={value}" for name, value in found.items() if name not in own]
 
 
+def refuse_credentials(order: Order) -> None:
+    """Refuses URLs with a password: a manifest is no place for it. Raises `UsageError`."""
+    from ocis2i.confidential import credentials_in  # noqa: PLC0415 - only where one is written
+
+    for word in (order.source, *order.build):
+        flag = word.partition("=")[0]
+        is_url = word is order.source or flag in ("--scripts-url", "--scripts")
+        if is_url and credentials_in("", word):
+            where = "the URL of the source" if word is order.source else flag
+            raise UsageError(
+                f"{where} has a password or token in it, which all could read who see the manifest",
+                hint="leave it out; a source that takes one can be uploaded: "
+                "`ocis2i upload SOURCE REGISTRY/NAME:TAG`, as `ocis2i kube run` does by itself",
+            )
+
+
 # --- the pod --------------------------------------------------------------------------------------
 
 

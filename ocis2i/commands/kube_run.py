@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ocis2i.commands.context import Context, context, digest_file
-from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of
+from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of, refuse_credentials
 from ocis2i.commands.state import State, print_json
 from ocis2i.errors import (
     ImageError,
@@ -51,6 +51,8 @@ def run_in_cluster(flags: KubeFlags, words: list[str]) -> None:
         order = order_of(flags, words, here.tools.cwd)
         pod = pod_of(flags, order, os.environ)
         check(order, pod)
+        # The source is fetched here.
+        refuse_credentials(replace(order, source=""))
         pod = replace(pod, name=_fresh(pod.name))
         written = digest_file(flags, here)
         cluster = open_cluster(
@@ -236,14 +238,17 @@ _CLASSES: dict[int, type[Ocis2iError]] = {
 
 
 def _failure(document: dict[str, Any], failed: ContainerState) -> Ocis2iError:
-    """The error that the pod's ocis2i ended with, to end with it here."""
-    message = str(document.get("message"))
-    hint, reason = document.get("hint"), str(document.get("reason"))
-    code = document.get("exit_code")
+    """The error that the pod's ocis2i ended with, to end with it here.
+
+    Where that was killed, the document can be a script's: any value may stand in it.
+    """
+    message, reason = str(document.get("message")), str(document.get("reason"))
+    hint = str(document["hint"]) if document.get("hint") else None
+    code, script_code = document.get("exit_code"), document.get("script_exit_code")
     if code == ScriptError.exit_code:
         return ScriptError(
             message,
-            script_exit_code=int(document.get("script_exit_code") or failed.exit_code or 1),
+            script_exit_code=script_code if isinstance(script_code, int) else failed.exit_code or 1,
             hint=hint,
             reason=reason,
         )

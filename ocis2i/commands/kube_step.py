@@ -88,11 +88,14 @@ def _finished(
         return pushed
     try:
         built = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return pushed
     if not isinstance(built, dict) or built.get("digest") != pushed.get("digest"):
         return pushed
-    return {**built, "pushed": True, "stages": [*(built.get("stages") or ()), took.document()]}
+    stages = built.get("stages")
+    if not isinstance(stages, list):
+        return pushed
+    return {**built, "pushed": True, "stages": [*stages, took.document()]}
 
 
 def _write_results(flags: KubeFlags, document: dict[str, Any]) -> None:

@@ -120,18 +120,22 @@ class Cluster:
 
         Raises `LostError` where the connection breaks.
         """
-        response = self._call(
-            GET_LOG,
-            lambda: self._core.read_namespaced_pod_log(
-                pod,
-                self.namespace,
-                container=container,
-                follow=True,
-                timestamps=True,
-                _preload_content=False,
-                _request_timeout=(CONNECT_SECONDS, LOG_SECONDS),
-            ),
-        )
+        try:
+            response = self._call(
+                GET_LOG,
+                lambda: self._core.read_namespaced_pod_log(
+                    pod,
+                    self.namespace,
+                    container=container,
+                    follow=True,
+                    timestamps=True,
+                    _preload_content=False,
+                    _request_timeout=(CONNECT_SECONDS, LOG_SECONDS),
+                ),
+            )
+        except _GoneError:
+            # With its pod: who looks for that next says so.
+            return
         with closing(response):
             rest = b""
             try:
@@ -268,8 +272,9 @@ def open_cluster(*, context: str | None, namespace: str | None, config: str | No
         is_yaml = type(error).__module__.startswith("yaml")
         if not is_yaml and not isinstance(error, (*known_errors, StopIteration)):
             raise
+        looked = f" from `{config}`" if config else ""
         raise ClusterError(
-            f"no cluster is known: {error}",
+            f"no cluster is known{looked}: {error}",
             hint="give --context, or set KUBECONFIG to a file that names one",
         ) from error
     # Retrying is done where it is known what was asked for.

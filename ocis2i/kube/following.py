@@ -83,6 +83,7 @@ class _Follower:
         self._told = ""
         self._interval = waiting.shortest
         self._shown: set[str] = set()
+        self._lines: dict[str, int] = {}
         self._seen = Followed()
 
     def run(self) -> Followed:
@@ -150,22 +151,28 @@ class _Follower:
         for one in containers(pod):
             if one.state == "waiting" or one.name in self._shown:
                 continue
+            before = self._lines.get(one.name, 0)
             self._show_log(one.name)
-            self._shown.add(one.name)
-            self._interval = self._waiting.shortest
+            # A log can end before its container does: where something between closes what is idle.
+            if one.state == "ended":
+                self._shown.add(one.name)
+            if one.state == "ended" or self._lines.get(one.name, 0) > before:
+                self._interval = self._waiting.shortest
 
     def _show_log(self, container: str) -> None:
         """To its end, also over several connections: each begins at the first line again."""
-        shown, attempts = 0, 0
+        attempts = 0
         while True:
             try:
                 for number, (_, line) in enumerate(
                     self._cluster.log(self._seen.pod_name, container)
                 ):
-                    if number < shown:
-                        continue
-                    shown, attempts = shown + 1, 0
-                    self._line(container, line)
+                    if number >= self._lines.get(container, 0):
+                        self._lines[container], attempts = number + 1, 0
+                        self._line(container, line)
+                    elif line.startswith(MARK):
+                        # The node keeps the end of a long log alone: this may be news.
+                        self._mark(container, line)
             except LostError as error:
                 attempts += 1
                 if attempts >= _ATTEMPTS:
@@ -176,12 +183,15 @@ class _Follower:
 
     def _line(self, container: str, line: str) -> None:
         if line.startswith(MARK):
-            document = parse_mark(line)
-            if document is not None:
-                # What comes last counts: nothing that a script started is left by then.
-                self._seen.documents[container] = document
+            self._mark(container, line)
             return
         self._report(ScriptOutput("stderr", line))
+
+    def _mark(self, container: str, line: str) -> None:
+        document = parse_mark(line)
+        if document is not None:
+            # What comes last counts: nothing that a script started is left by then.
+            self._seen.documents[container] = document
 
     def _end(self, pod: Json) -> Followed:
         if phase(pod) == "Failed":

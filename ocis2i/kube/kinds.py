@@ -81,7 +81,7 @@ def tekton_task(order: Order, pod: Pod) -> Json:
         order,
         source=Placeholder("$(params.SOURCE)"),
         builder=Placeholder("$(params.BUILDER_IMAGE)"),
-        names=(Placeholder("$(params.IMAGE)"),),
+        names=(Placeholder("$(params.IMAGE)"), *order.names[1:]),
         build=(*order.build, Placeholder("$(params.BUILD_ARGS[*])")),
     )
     report = (
@@ -107,9 +107,9 @@ def tekton_task(order: Order, pod: Pod) -> Json:
                 },
             ],
             "workspaces": [
-                _workspace("source", "The source, where SOURCE is $(workspaces.source.path).", ""),
-                _workspace("pull", "config.json with what may read source and builder.", AUTH),
-                _workspace("push", "config.json with what may push the result.", AUTH),
+                _workspace("source", "The source, where SOURCE is $(workspaces.source.path)."),
+                _workspace("pull", "config.json with what may read source and builder."),
+                _workspace("push", "config.json with what may push the result."),
             ],
             "results": [
                 {"name": "IMAGE_URL", "type": "string", "description": "Where the result is."},
@@ -125,8 +125,12 @@ def _parameter(name: str, text: str, default: str) -> Json:
     return {"name": name, "type": "string", "description": text, "default": default}
 
 
-def _workspace(name: str, text: str, path: str) -> Json:
-    where = {"mountPath": f"{path}/{name}", "readOnly": True} if path else {"readOnly": True}
+# The source lies where Tekton itself would put it.
+_WORKSPACES = {"source": "/workspace/source", "pull": f"{AUTH}/pull", "push": f"{AUTH}/push"}
+
+
+def _workspace(name: str, text: str) -> Json:
+    where = {"mountPath": _WORKSPACES[name], "readOnly": True}
     return {"name": name, "description": text, "optional": True, **where}
 
 
@@ -134,7 +138,7 @@ def _tekton_step(step: Step, pod: Pod) -> Json:
     held = {"fetch": ["source", "pull"], "push": ["push"]}.get(step.kind, [])
     words = step.words
     if held:
-        words = with_options(words, f"--auth-file={AUTH}/{held[-1]}/config.json")
+        words = with_options(words, f"--auth-file={_WORKSPACES[held[-1]]}/config.json")
     found = {
         "name": step.name,
         "image": str(step.image),
@@ -145,7 +149,8 @@ def _tekton_step(step: Step, pod: Pod) -> Json:
         "volumeMounts": [one for one in mounts(step, pod) if not one["name"].endswith("-auth")],
     }
     if held:
-        found["workspaces"] = [{"name": name} for name in held]
+        # Tekton's schema wants the path of a step's own workspace, too.
+        found["workspaces"] = [{"name": one, "mountPath": _WORKSPACES[one]} for one in held]
     return found
 
 
@@ -162,7 +167,7 @@ def shipwright_strategy(order: Order, pod: Pod) -> Json:
         order,
         source=Placeholder("$(params.shp-source-context)"),
         builder=Placeholder("$(params.builder-image)"),
-        names=(Placeholder("$(params.shp-output-image)"),),
+        names=(Placeholder("$(params.shp-output-image)"), *order.names[1:]),
         fetch=(*order.fetch, "--copy"),
         build=(*order.build, Placeholder("$(params.build-args[*])")),
     )
@@ -232,7 +237,7 @@ def argo_template(order: Order, pod: Pod) -> Json:
         order,
         source=Placeholder("{{inputs.parameters.source}}"),
         builder=Placeholder("{{inputs.parameters.builder}}"),
-        names=(Placeholder("{{inputs.parameters.image}}"),),
+        names=(Placeholder("{{inputs.parameters.image}}"), *order.names[1:]),
     )
     report = (f"--result-digest={_DIGEST_FILE}",)
     all_steps = steps(given, pod, report=report)

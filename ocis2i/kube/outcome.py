@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,20 +175,11 @@ def mark_line(document: Json) -> str:
     return MARK + json.dumps(document, separators=(",", ":"), sort_keys=True)
 
 
-def marked(lines: Iterator[str] | Sequence[str]) -> dict[str, Any] | None:
-    """The document of the last marked line; `None` where there is none that is whole."""
-    found: dict[str, Any] | None = None
-    for line in lines:
-        if line.startswith(MARK):
-            found = parse_mark(line)
-    return found
-
-
 def parse_mark(line: str) -> dict[str, Any] | None:
     """The document of a marked line; `None` for one that is damaged."""
     try:
         document = json.loads(line.removeprefix(MARK))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ocis2i.errors import UsageError
 from ocis2i.kube.names import check_text, refuse_marks
-from ocis2i.kube.plan import Order, Pod
+from ocis2i.kube.plan import Order, Pod, tag_options
 
 Json = dict[str, Any]
 
@@ -49,7 +49,8 @@ def gitlab_ci(order: Order, pod: Pod) -> Json:
         ]
     )
     build = _line(
-        *("ocis2i", "build", *order.build, "--isolation", "chroot", "--json"),
+        *("ocis2i", "build", *order.build, *tag_options(order)),
+        *("--isolation", "chroot", "--json"),
         *("--", order.source, order.builder, order.names[0]),
     )
     pushes = [f"{secret} {line}" for line in _names_of(order, "--digest-file", "ocis2i.digest")]
@@ -92,7 +93,7 @@ def github_actions(order: Order, pod: Pod) -> Json:
     """A workflow for GitHub's own Linux machines, where user namespaces are to be had."""
     refuse_marks(order.words, ("${{",), "GitHub")
     build = _line(
-        *("ocis2i", "build", *order.build, "--json"),
+        *("ocis2i", "build", *order.build, *tag_options(order), "--json"),
         *("--", order.source, order.builder, order.names[0]),
     )
     push = "\n".join(

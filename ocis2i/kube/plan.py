@@ -110,6 +110,11 @@ def steps(order: Order, pod: Pod, *, report: tuple[str, ...] = ()) -> tuple[Step
     return tuple(found)
 
 
+def tag_options(order: Order) -> tuple[str, ...]:
+    """What gives the result its other names in the store, where `push` looks for them."""
+    return tuple(word for name in order.names[1:] for word in ("--tag", name))
+
+
 def _step(*options: str) -> tuple[str, ...]:
     return ("--root", STORE, "kube", "step", f"--document={DOCUMENT}", *options, "--")
 
@@ -127,7 +132,8 @@ def _fetch(order: Order, pod: Pod) -> tuple[str, ...]:
 
 
 def _build(order: Order, pod: Pod) -> tuple[str, ...]:
-    own = ("--isolation", ISOLATION[pod.level], "--pull-policy", "never", "--json")
+    forced = ("--isolation", ISOLATION[pod.level], "--pull-policy", "never", "--json")
+    own = (*tag_options(order), *forced)
     places = ("--", f"fetched:{SOURCE}", order.builder, order.names[0])
     return (*_step(), "build", *order.build, *own, *places)
 

@@ -113,7 +113,8 @@ def test_the_cluster_builds_what_this_machine_builds(site: Site) -> None:
     with FakeKubeApi(site.node.play) as api:
         given = site.arguments(api, site.source(), "team/app:1")
         saying = "yes $(HOME) ${HOME} $$ {{x}} 1e3"
-        done = site.user(*given, "--json", "-e", f"SAYING={saying}", timeout=25)
+        other = f"{site.registry}/team/app:latest"
+        done = site.user(*given, "--tag", other, "--json", "-e", f"SAYING={saying}", timeout=25)
         assert done.code == 0, done.err
         assert api.jobs == api.pods == {}
     assert f"it says: {saying}" in done.err
@@ -124,14 +125,17 @@ def test_the_cluster_builds_what_this_machine_builds(site: Site) -> None:
     assert {"fetch", "assemble", "push"} <= {one["name"] for one in document["stages"]}
     assert document["kube"]["namespace"] == "builds"
     # Foreign code ran in the one container that had no credentials.
-    assert site.node.ran == [("tool", False), ("fetch", True), ("build", False), ("push", True)]
+    assert site.node.ran == [
+        ("tool", False), ("fetch", True), ("build", False), ("push-1", True), ("push", True)
+    ]  # fmt: skip
+    assert _inspected(site, "team/app:latest") == _inspected(site, "team/app:1")
     # The very image, in the registry.
     labels = _inspected(site, "team/app:1")["config"]["Labels"]
     source = labels["io.openshift.s2i.build.source-location"]
     assert source.startswith("oci-artifact://")
     local = site.user.ok(
         "build", source, site.builder, f"{site.registry}/team/app:1", "--no-tls-verify", *STAMP,
-        "-e", f"SAYING={saying}", "--json"
+        "-e", f"SAYING={saying}", "--tag", other, "--json"
     ).document  # fmt: skip
     assert local["digest"] == document["digest"]
     assert set(local) | {"kube"} == set(document)

@@ -68,6 +68,8 @@ class FakeKubeApi(Served):
         self.faults: dict[str, list[tuple[int, str]]] = {}
         # After how many lines a log breaks off, each time it is asked for.
         self.broken_logs: list[int] = []
+        # After how many lines the next logs end as if there were no more.
+        self.short_logs: list[int] = []
         self.with_pod = True
         self.changed = threading.Condition()
         self.threads: list[threading.Thread] = []
@@ -254,7 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         namespace, resource, name, log = found.groups()
         verb = {"POST": "create", "DELETE": "delete"}.get(self.command, "get" if name else "list")
         what = f"{verb} {resource}{log or ''}"
-        self.api.calls.append(what)
+        with self.api.changed:
+            self.api.calls.append(what)
+            self.api.changed.notify_all()
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise _Refused(401, "Unauthorized")
         if self.api.faults.get(what):
@@ -305,6 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         breaks = self.api.broken_logs.pop(0) if self.api.broken_logs else None
+        short = self.api.short_logs.pop(0) if self.api.short_logs else None
         sent = 0
         while True:
             with self.api.changed:
@@ -316,6 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
             for line in lines:
                 if breaks is not None and sent >= breaks:
                     self.close_connection = True
+                    return
+                if short is not None and sent >= short:
+                    self._chunk(b"")
                     return
                 self._chunk(line.encode() + b"\n")
                 sent += 1

@@ -74,6 +74,18 @@ def test_what_no_cluster_can_grant_is_refused_by_name(
         (["kube", "fly"], "`kube fly`"),
         (["kube", "render", "job", *PLACES], "--tool-image"),
         (["kube", "render", "job", ".", *PLACES[1:], *TOOL], "is on this host"),
+        (
+            ["kube", "render", "job", "https://u:s3cretX9@h/x.git", *PLACES[1:], *TOOL],
+            "of the source",
+        ),
+        (
+            ["kube", "render", "job", *PLACES, *TOOL, "--scripts-url", "https://u:s3cretX9@h/s"],
+            "--scripts-url has a password",
+        ),
+        (
+            ["kube", "run", ".", *PLACES[1:], *TOOL, "--scripts-url", "https://u:s3cretX9@h/s"],
+            "--scripts-url has a password",
+        ),
         (["kube", "render", "job", PLACES[0], "oci:x", PLACES[2], *TOOL], "builder `oci:x`"),
         (["kube", "render", "job", *PLACES[:2], *TOOL], "SOURCE, BUILDER and TAG"),
         (["kube", "render", "job", *PLACES, *TOOL, "--pod-security", "x"], "--pod-security"),
@@ -93,6 +105,7 @@ def test_words_that_mean_nothing_are_refused(
     assert said.out == ""
     assert named in said.err
     assert "hint: " in said.err or "control" in named
+    assert "s3cretX9" not in said.err
 
 
 def test_without_pyyaml_the_command_to_get_it_is_told(

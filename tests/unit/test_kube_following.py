@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i.errors import UsageError
+from ocis2i.commands.kube_run import _failure
+from ocis2i.errors import ScriptError, UsageError
 from ocis2i.events import Notice, ScriptOutput
 from ocis2i.kube.cluster import Cluster, ClusterError, LostError, open_cluster
 from ocis2i.kube.following import Followed, Waiting, follow
 from ocis2i.kube.kinds import job
 from ocis2i.kube.outcome import (
     LONGEST_MESSAGE,
+    MARK,
     ContainerState,
     mark_line,
     parse_mark,
@@ -107,6 +109,32 @@ def test_a_broken_log_goes_on_where_it_broke(tmp_path: Path) -> None:
     followed = run(whole, tmp_path, said, breaking)
     assert said.lines == [line for name in STEPS for line in (f"{name} begins", "", "  indented")]
     assert followed.documents["push"]["step"] == "push"
+
+
+def test_a_log_that_ends_before_its_container_is_read_again(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        pod.say("tool", "one", "two", "three")
+        with pod.api.changed:
+            pod.api.changed.wait_for(lambda: pod.api.calls.count("get pods/log") > 1, timeout=10)
+        pod.say("tool", "four", mark_line({"state": "succeeded"}))
+        pod.end("tool")
+        for name in STEPS[1:]:
+            pod.runs(name)
+        pod.finish("Succeeded")
+
+    def short(api: FakeKubeApi) -> None:
+        api.short_logs = [1]
+
+    said = Said()
+    followed = run(play, tmp_path, said, short)
+    assert said.lines == ["one", "two", "three", "four"]
+    assert followed.documents["tool"] == {"state": "succeeded"}
+
+
+def test_a_log_that_went_with_its_pod_is_no_error_of_its_own(tmp_path: Path) -> None:
+    with FakeKubeApi() as api:
+        assert list(cluster_of(api, tmp_path).log("gone", "build")) == []
 
 
 def test_a_lost_connection_and_a_busy_server_are_asked_again(tmp_path: Path) -> None:
@@ -311,6 +339,8 @@ def test_without_a_cluster_the_way_out_is_told(tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match="no cluster is known") as caught:
             open_cluster(context=None, namespace=None, config=str(tmp_path / "config"))
         assert "KUBECONFIG" in (caught.value.hint or "")
+    with pytest.raises(ClusterError, match="no-such-file"):
+        open_cluster(context=None, namespace=None, config=str(tmp_path / "no-such-file"))
 
 
 def test_without_the_client_the_command_to_get_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +363,19 @@ def test_a_document_is_one_line_and_comes_back(document: dict[str, Any]) -> None
     line = mark_line(document)
     assert len(line.splitlines()) == 1
     assert parse_mark(line) == document
+
+
+def test_a_line_that_a_script_forged_is_no_crash() -> None:
+    assert parse_mark(MARK + "[" * 100_000) is None
+    assert parse_mark(MARK + "[]") is None
+    forged = {"exit_code": 7, "script_exit_code": "x", "hint": {"a": 1}, "message": None}
+    error = _failure(forged, ContainerState("build", "ended", 137))
+    assert isinstance(error, ScriptError)
+    assert error.script_exit_code == 137
+    assert error.hint == "{'a': 1}"
+    codes: tuple[object, ...] = (0, "5", None, [], 1e9)
+    for code in codes:
+        assert isinstance(_failure({"exit_code": code}, ContainerState("build")), ClusterError)
 
 
 @given(st.dictionaries(st.sampled_from(["message", "hint", "reason", "name"]), st.text()))

@@ -164,7 +164,13 @@ def test_foreign_code_runs_beside_no_secret(level: Level) -> None:
 def test_a_step_of_tekton_sees_the_credentials_that_it_lists() -> None:
     spec = tekton_task(ORDER, PODS["restricted"])["spec"]
     seen = {one["name"]: [w["name"] for w in one.get("workspaces", [])] for one in spec["steps"]}
-    assert seen == {"tool": [], "fetch": ["source", "pull"], "build": [], "push": ["push"]}
+    assert seen == {
+        "tool": [], "fetch": ["source", "pull"], "build": [], "push-1": ["push"], "push": ["push"]
+    }  # fmt: skip
+    declared = {one["name"]: one["mountPath"] for one in spec["workspaces"]}
+    for one in spec["steps"]:
+        for used in one.get("workspaces", []):
+            assert used["mountPath"] == declared[used["name"]]
     assert "secret" not in json.dumps(spec["volumes"])
 
 
@@ -285,6 +291,25 @@ def test_what_an_engine_would_replace_is_refused(render: Any, word: str) -> None
     order = Order(ORDER.source, ORDER.builder, ORDER.names, build=(word,))
     with pytest.raises(UsageError, match="would replace"):
         render(order, PODS["baseline"])
+
+
+@pytest.mark.parametrize("render", [job, tekton_task, shipwright_strategy, argo_template])
+def test_every_name_is_in_the_store_before_it_is_pushed(render: Any) -> None:
+    spec = render(ORDER, PODS["baseline"])["spec"]
+    spec = spec.get("template", {}).get("spec", spec)
+    spec = spec.get("templates", [spec])[0]
+    found = [*spec.get("initContainers", ()), *spec.get("containers", ()), *spec.get("steps", ())]
+    found += [spec["container"]] if "container" in spec else []
+    (build,) = [one["args"] for one in found if one.get("name") == "build"]
+    pushed = [one["args"][-1] for one in found if "push" in one["args"]]
+    assert [build[-1], build[build.index("--tag") + 1]] == pushed
+
+
+@pytest.mark.parametrize("render", [gitlab_ci, github_actions])
+def test_a_pipeline_builds_every_name_that_it_pushes(render: Any) -> None:
+    text = as_yaml([render(ORDER, PODS["baseline"])])
+    assert f"--tag {ORDER.names[1]} " in text
+    assert all(f"-- {name}" in text for name in ORDER.names)
 
 
 def test_a_shell_sees_one_word_where_the_user_wrote_one() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocis2i.cli import invoke
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
@@ -77,3 +78,18 @@ def test_nothing_is_fetched_over_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="not empty"):
         check_empty(tmp_path)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_fails_leaves_the_directory_as_it_was(tmp_path: Path, is_there: bool) -> None:
+    (tmp_path / "source/locked").mkdir(parents=True)
+    (tmp_path / "source/locked/file").touch()
+    (tmp_path / "source/locked").chmod(0o555)
+    into = tmp_path / "into"
+    if is_there:
+        into.mkdir()
+    given = ["--root", str(tmp_path / "store"), "fetch", str(tmp_path / "source"), str(into)]
+    assert invoke([*given, "--builder", f"oci:{tmp_path}/none"]) == 4
+    assert into.exists() == is_there
+    check_empty(into)
+    assert invoke(given) == 0
