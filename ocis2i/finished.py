@@ -32,7 +32,7 @@ class Note:
 
     `inputs` are digests and names by what they are. `stamps` has size, times and inode of the
     blobs that were written, `finished` is in seconds since 1970, `entries` and `size_bytes` are
-    those of the layer.
+    those of the layer. `ids` is what the scripts ran on (`isolation.ground.Ids`).
     """
 
     inputs: Mapping[str, str]
@@ -46,6 +46,7 @@ class Note:
     isolation: str
     built_from: str
     built_with: str
+    ids: str = "full"
 
 
 class Finished:
@@ -62,9 +63,10 @@ class Finished:
         if document.get("version") != _VERSION:
             return ()
         try:
-            return tuple(Note(**row) for row in document["notes"])
+            notes = tuple(Note(**row) for row in document["notes"])
         except (KeyError, TypeError):
             return ()
+        return notes if all(map(_is_sound, notes)) else ()
 
     def add(self, key: str, note: Note) -> None:
         """Remembers one more; of two with the same inputs the later counts."""
@@ -78,7 +80,9 @@ class Finished:
     def files(self, key: str) -> dict[str, Any]:
         """What the files of the source were."""
         files = self._read(f"{key}.files").get("files")
-        return files if isinstance(files, dict) else {}
+        if not isinstance(files, dict) or not all(map(_is_row, files.values())):
+            return {}
+        return files
 
     def keep_files(self, key: str, files: Mapping[str, Any]) -> None:
         """Remembers what they are now."""
@@ -118,3 +122,24 @@ class Finished:
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise
+
+
+# The types that `add` writes, by the names of what has them.
+_TYPES: dict[type | tuple[type, ...], str] = {
+    str: "manifest media_type isolation built_from built_with ids",
+    int: "size entries size_bytes",
+    (int, float): "finished",
+    dict: "inputs stamps",
+}
+
+
+def _is_sound(note: Note) -> bool:
+    """Whether it is as `add` wrote it: a damaged file costs a build, and no more."""
+    for kind, names in _TYPES.items():
+        if not all(isinstance(getattr(note, name), kind) for name in names.split()):
+            return False
+    return {"source", "scripts"} <= note.inputs.keys()
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 6 and isinstance(row[5], str)

@@ -29,21 +29,30 @@ from ocis2i.events import Event
 from ocis2i.finished import Finished, Note
 from ocis2i.images import Layers, Obtained, PullPolicy, meant, obtain
 from ocis2i.inputs import Inputs
+from ocis2i.isolation.agent import wanted_ids
+from ocis2i.isolation.ground import Ids
 from ocis2i.manifest import Descriptor, Encoded, Image, Manifest, decode_image
 from ocis2i.proc import find_program
 from ocis2i.reference import Digest, Platform
 from ocis2i.result import built_of
 from ocis2i.rootfs import Changes
 from ocis2i.s2i import SCRIPT_NAMES, image_directory
-from ocis2i.sources import ArchiveSource, ArtifactSource, DirSource, GitSource, SingleSource
-from ocis2i.sources.content import Content, Known, read_one, read_tree
-from ocis2i.sources.git import find_git, tell_commit
+from ocis2i.sources import (
+    ArchiveSource,
+    ArtifactSource,
+    DirSource,
+    GitSource,
+    SingleSource,
+    Source,
+)
+from ocis2i.sources.content import Content, Known, find_place, read_one, read_tree
+from ocis2i.sources.git import find_git, tell_checkout, tell_commit
 from ocis2i.spec import BuildSpec, SecretSpec
 from ocis2i.store import Store
 from ocis2i.tools import Tools
 
 # Of what is compared, or of how: notes of another one do not count.
-_FORMAT = 1
+_FORMAT = 2
 # Where the result goes and when, not what it is. All else of a spec counts, also what comes later.
 _ELSEWHERE = frozenset(
     "created name more_names push outputs pull_policy previous_pull_policy keep_blobs "
@@ -74,7 +83,10 @@ class Reused:
 
 @dataclass(slots=True)
 class Question:
-    """A build that may not be necessary; `started_ns` is when it began to look at its input."""
+    """A build that may not be necessary; `started_ns` is when it began to look at its input.
+
+    `place` is what the path of a source of this host led to then.
+    """
 
     key: str
     spec: BuildSpec
@@ -82,6 +94,7 @@ class Question:
     started_ns: int
     scripts: str
     notes: Finished
+    place: tuple[int, int] | None = None
     found: list[Content | None] = field(default_factory=list)
     cancel: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -111,8 +124,16 @@ class Question:
         return [
             note
             for note in self.notes.notes(self.key)
-            if oldest <= note.finished <= time.time() + 1 and note.inputs["scripts"] == self.scripts
+            if oldest <= note.finished <= time.time() + 1
+            and note.inputs["scripts"] == self.scripts
+            and self._is_of_this_ground(note)
         ]
+
+    def _is_of_this_ground(self, note: Note) -> bool:
+        """Whether scripts would have no more user ids today: owners may be others with more."""
+        if note.ids == "none":
+            return self.spec.isolation == note.isolation
+        return note.ids in ("full", wanted_ids())
 
     def _compare(self, known: list[Note]) -> Reused | None:
         held: list[Event] = []
@@ -152,7 +173,7 @@ class Question:
                 told = tell_commit(
                     spec.source, program=program, settings=tools.settings, report=held.append
                 )
-                return _of_commit(told, large_files=self._large_files) if told else None
+                return self._of_commit(told) if told else None
             case ArtifactSource():
                 reference = meant(spec.source.location, tools.places)
                 tools.places.policy.check_registry(reference)
@@ -161,10 +182,16 @@ class Question:
             case _:
                 return None
 
-    @property
-    def _large_files(self) -> bool:
-        """Whether a clone has the contents of Git LFS."""
-        return bool(find_program("git-lfs", self.tools.settings.environment.get("PATH")))
+    def _of_commit(self, told: tuple[str, str]) -> str | None:
+        """A commit as it is checked out here and now, with or without the contents of Git LFS."""
+        commit, branch = told
+        settings = self.tools.settings
+        program = find_git(settings)
+        if not commit or program is None:
+            return None
+        large_files = find_program("git-lfs", settings.environment.get("PATH"))
+        way = tell_checkout(program=program, settings=settings)
+        return f"{commit} {branch} {'with' if large_files else 'without'} lfs {way}"
 
     def _read(self, known: Mapping[str, Any]) -> Content | None:
         rows: Known = {path: tuple(row) for path, row in known.items()}
@@ -194,7 +221,9 @@ class Question:
         if self.thread:
             self.thread.join()
 
-    def remember(self, inputs: Inputs, encoded: Encoded, changes: Changes, isolation: str) -> None:
+    def remember(
+        self, inputs: Inputs, encoded: Encoded, changes: Changes, isolation: str, ids: Ids
+    ) -> None:
         """Notes the image that was built, if its input is known for what it was at the start."""
         if self.thread:
             self.thread.join()
@@ -225,6 +254,7 @@ class Question:
             isolation=isolation,
             built_from=built_from,
             built_with=built_with,
+            ids=ids,
         )
         if self.found and self.found[0]:
             self.notes.keep_files(self.key, self.found[0].files)
@@ -238,9 +268,11 @@ class Question:
                 content = self.found[0] if self.found else None
                 if content is None or not content.is_older_than(self.started_ns):
                     return None
+                if content.place != self.place:
+                    return None  # a link on the way leads elsewhere now, perhaps to older files
                 return content.digest
             case GitSource():
-                return _of_commit((info.commit_id, info.ref), large_files=self._large_files)
+                return self._of_commit((info.commit_id, info.ref))
             case ArtifactSource():
                 return info.location.rpartition("@")[2]
             case _:
@@ -259,7 +291,18 @@ def ask(spec: BuildSpec, tools: Tools) -> Question | None:
     key = settings_key(spec)
     if scripts is None or key is None:
         return None
-    return Question(key, spec, tools, started_ns, scripts, Finished(tools.store))
+    notes = Finished(tools.store)
+    return Question(key, spec, tools, started_ns, scripts, notes, _place_of(spec.source))
+
+
+def _place_of(source: Source) -> tuple[int, int] | None:
+    match source:
+        case DirSource():
+            return find_place(source)
+        case ArchiveSource(path=Path() as path) | SingleSource(path=Path() as path):
+            return find_place(path)
+        case _:
+            return None
 
 
 def is_repeatable(spec: BuildSpec) -> bool:
@@ -316,11 +359,6 @@ def _inputs(
     for what, image in named.items():
         found[what] = f"{image.name} {image.manifest.descriptor.digest}"
     return found
-
-
-def _of_commit(told: tuple[str, str], *, large_files: bool) -> str | None:
-    commit, branch = told
-    return f"{commit} {branch} {'with' if large_files else 'without'} lfs" if commit else None
 
 
 # --- scripts of this host -----------------------------------------------------------------------

@@ -268,6 +268,14 @@ def _wanted_ids() -> tuple[Ids, str]:
     return "full", ""
 
 
+def wanted_ids() -> Ids | None:
+    """The ids that an agent would begin with; `None` where there would be none."""
+    try:
+        return _wanted_ids()[0]
+    except IsolationError:
+        return None
+
+
 def _start_best(search_path: str | None, store: Path | None, ahead: Ahead) -> Agent:
     ids, reason = _wanted_ids()
     if ids == "full" and search_path not in _not_full:

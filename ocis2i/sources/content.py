@@ -41,8 +41,12 @@ _BLOCK = 1 << 20
 # The kernel's times are those of its last tick (10 ms at most), some disks know seconds only.
 _TICK_NS = 20_000_000
 _COARSE_NS = 2_000_000_000
-# Times of these are another machine's, whose clock may be behind ours.
-_REMOTE = frozenset("nfs nfs4 cifs smb3 smbfs ceph 9p virtiofs afs lustre glusterfs".split())
+# Times of these say too little. Some are another machine's, whose clock may be behind ours; others
+# are those that somebody wrote into an image, or have no time of the inode that cannot be set.
+_UNTIMED = frozenset(
+    "nfs nfs4 cifs smb3 smbfs ceph 9p virtiofs afs lustre glusterfs gfs2 ocfs2 vboxsf prl_fs "
+    "vmhgfs fakeowner squashfs erofs cramfs romfs iso9660 udf vfat msdos exfat proc sysfs".split()
+)
 
 
 class _UnfitError(Exception):
@@ -53,11 +57,13 @@ class _UnfitError(Exception):
 class Content:
     """A source's `digest`, and when (nanoseconds since 1970) it changed last.
 
-    `files` is what to pass as `known` the next time; `read` counts the files that were read.
+    `place` is the device and the inode that the source's path led to. `files` is what to pass as
+    `known` the next time; `read` counts the files that were read.
     """
 
     digest: str
     changed_ns: int
+    place: tuple[int, int] = (0, 0)
     files: Known = field(default_factory=dict, repr=False)
     read: int = 0
 
@@ -77,20 +83,20 @@ def read_tree(
 
     With `clamp_seconds` the times count, as far as they are earlier: a layer with clamped times
     has them. Without, they do not: no two builds have the same times then. `None` for a tree that
-    cannot be told so: one that a build refuses, or on another machine's disk. Ends early, with
-    `None`, after `cancel`.
+    cannot be told so: one that a build refuses, or on a disk whose times say too little. Ends
+    early, with `None`, after `cancel`.
     """
     follow = not source.keep_symlinks
     try:
         with open_directory(source.path) as root_fd:
-            if _is_remote(root_fd):
+            if _is_untimed(root_fd):
                 return None
-            order = CopyOrder(source.context_dir, source.exclude)
+            order = CopyOrder(source.context_dir, source.exclude, own=source.own_inside)
             start = find_start(root_fd, source.context_dir)
             with open_real(root_fd, start, DIRECTORY) as start_fd:
                 rules = read_filter(start_fd, order, silent)
                 walk = _Walk(root_fd, known, rules, clamp_seconds, cancel, follow=follow)
-                walk.note_change(os.fstat(start_fd))
+                walk.begin(os.fstat(start_fd))
                 walk.children(start_fd, _At("", start))
     except (_UnfitError, OSError, SourceError, UnicodeError, RecursionError):
         return None
@@ -101,17 +107,34 @@ def read_one(path: Path, known: Mapping[str, Row]) -> Content | None:
     """The content of one file, as `read_tree`."""
     try:
         with open_directory(path.parent) as directory:
-            if _is_remote(directory):
+            if _is_untimed(directory):
                 return None
             # The user named it: links on the way are followed.
             status = os.stat(path.name, dir_fd=directory)
             if not stat.S_ISREG(status.st_mode):
                 return None
             walk = _Walk(directory, known, Filter(), None, None, follow=True)
+            walk.begin(status)
             walk.file(directory, path.name, "", status, follow=True)
     except (_UnfitError, OSError, SourceError):
         return None
     return walk.content()
+
+
+def find_place(source: DirSource | Path) -> tuple[int, int] | None:
+    """The device and the inode that a path leads to now, as `Content.place`."""
+    try:
+        if isinstance(source, Path):
+            status = source.stat()
+        else:
+            with (
+                open_directory(source.path) as root_fd,
+                open_real(root_fd, find_start(root_fd, source.context_dir), DIRECTORY) as start_fd,
+            ):
+                status = os.fstat(start_fd)
+    except (OSError, ValueError, SourceError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 class _At(NamedTuple):
@@ -149,16 +172,28 @@ class _Walk:
         self._read = 0
         self._files: Known = {}
         self._now_ns = time.time_ns()
+        self._place = (0, 0)
+        self._devices: set[int] = set()
+
+    def begin(self, status: os.stat_result) -> None:
+        """Notes where the walk starts."""
+        self._place = (status.st_dev, status.st_ino)
+        self._devices.add(status.st_dev)
+        self.note_change(status)
 
     def content(self) -> Content:
         """What was found."""
         text = "\0".join(self._lines)
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-        return Content(digest, self._changed_ns, self._files, self._read)
+        return Content(digest, self._changed_ns, self._place, self._files, self._read)
 
     def children(self, source: int, at: _At) -> None:
         """Reads what is in one directory."""
         own = os.fstat(source)
+        if own.st_dev not in self._devices:  # another disk is mounted here
+            if _is_untimed(source):
+                raise _UnfitError
+            self._devices.add(own.st_dev)
         identity = (own.st_dev, own.st_ino)
         if identity in at.above or len(at.above) > DEPTH_LIMIT:
             raise _UnfitError
@@ -299,7 +334,7 @@ def _last_change(status: os.stat_result) -> int:
     return last + (_TICK_NS if last % 1_000_000_000 else _COARSE_NS)
 
 
-def _is_remote(descriptor: int) -> bool:
+def _is_untimed(descriptor: int) -> bool:
     device = os.fstat(descriptor).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -311,5 +346,5 @@ def _is_remote(descriptor: int) -> bool:
         before, _, after = line.partition(" - ")
         if before.split(" ", 3)[2] == wanted:
             kind = after.partition(" ")[0]
-            return kind in _REMOTE or kind.startswith("fuse")
+            return kind in _UNTIMED or kind.startswith("fuse")
     return False

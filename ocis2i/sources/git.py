@@ -7,11 +7,13 @@ terminal, and speaks only the transports listed here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +42,8 @@ _OF_A_REPOSITORY = frozenset(
 _FULL_ID = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?\Z")
 # What no name and no revision of a commit has (git-check-ref-format(1)); `:` would be a refspec.
 _FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f:?*\[\\]|\.\.")
+# Sections of git's configuration that decide what a checkout has (git-config(1)).
+_OF_A_CHECKOUT = r"^(core|filter|lfs|submodule|init|checkout|protocol)\."
 # What forges keep beside branches: GitHub, Bitbucket, GitLab, Gerrit.
 _REQUEST = re.compile(r"(?:pull|pull-requests|merge-requests|changes)/[0-9]+(?:/|\Z)")
 
@@ -462,6 +466,26 @@ def tell_commit(
                 return None
             _warn_of_uncommitted(source, source.local, git, report)
     return found
+
+
+def tell_checkout(*, program: str, settings: Settings) -> str:
+    """A digest of what the user's own configuration of git says of how files are checked out.
+
+    `core.autocrlf`, filters and the like make other files of the same commit. Of credentials, and
+    of addresses that may have some, nothing is in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="ocis2i-", ignore_cleanup_errors=True) as scratch:
+        environment = _environment(settings, Path(scratch), local=False)
+        git = _Git(program, environment, Path(scratch), "")
+        answer = git.run("config", "--null", "--get-regexp", _OF_A_CHECKOUT)
+        named = git.ask("config", "--type=path", "--get", "core.attributesFile")
+    found = hashlib.sha256(answer.stdout)
+    base = settings.environment.get("XDG_CONFIG_HOME") or str(settings.home / ".config")
+    for path in (Path("/etc/gitattributes"), Path(named or f"{base}/git/attributes")):
+        with suppress(OSError, ValueError):
+            if path.is_file():
+                found.update(b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def read_names(text: str, ref: str | None) -> tuple[str, str] | None:

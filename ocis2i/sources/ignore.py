@@ -66,15 +66,19 @@ class IgnoreRules:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a walk over a source leaves out. `spared` paths (the S2I scripts) always stay."""
+    """What a walk over a source leaves out. `spared` paths (the S2I scripts) always stay.
+
+    `own` paths are what the build writes there itself, such as its record.
+    """
 
     exclude: re.Pattern[str] | None = None
     ignore: IgnoreRules = field(default_factory=IgnoreRules)
     spared: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
 
     def drops(self, path: str) -> bool:
         """Whether a rule names `path`, relative to the source root."""
-        return self.excludes(path) or self.ignore.ignores(path)
+        return path in self.own or self.excludes(path) or self.ignore.ignores(path)
 
     def excludes(self, path: str) -> bool:
         """Whether `--exclude` alone names `path`.

@@ -56,13 +56,24 @@ Links = Literal["follow", "keep", "unfold", "confine"]
 
 @dataclass(frozen=True, slots=True)
 class DirSource:
-    """A directory that is copied as it is; `typed` is how the user wrote `path`."""
+    """A directory that is copied as it is; `typed` is how the user wrote `path`.
+
+    `own` are real paths that this build writes itself, and that are no part of it for that.
+    """
 
     path: Path
     typed: str
     context_dir: str = ""
     exclude: str = DEFAULT_EXCLUDE
     keep_symlinks: bool = False
+    own: tuple[Path, ...] = ()
+
+    @property
+    def own_inside(self) -> frozenset[str]:
+        """Those of `own` that are in the context directory, relative to it."""
+        root = (self.path / self.context_dir).resolve() if self.own else self.path
+        inside = (path.relative_to(root) for path in self.own if path.is_relative_to(root))
+        return frozenset(map(str, inside)) - {"."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,7 @@ class CopyOrder:
     modes become 0755 or 0644, the two that git knows, whatever the umask was.
     `unpacked`: the tree is an unpacked archive of our own. Its files are moved as they are, and
     these are its directories, by their paths.
+    `own` are paths of the context directory that stay out, whatever `exclude` says.
     """
 
     context_dir: str = ""
@@ -92,6 +104,7 @@ class CopyOrder:
     checkout: bool = False
     unpacked: Mapping[str, DirectoryFacts] | None = None
     followed_limit_bytes: int = DEFAULT_LAYER_LIMIT
+    own: frozenset[str] = frozenset()
 
     @property
     def moves(self) -> bool:
@@ -123,6 +136,7 @@ def fetch_directory(
         source.exclude,
         "keep" if source.keep_symlinks else "follow",
         followed_limit_bytes=followed_limit_bytes,
+        own=source.own_inside,
     )
     ignored = copy_tree(source.path, into, order, report)
     return Fetched(SourceInfo(location=source.typed, context_dir=source.context_dir), ignored)
@@ -196,7 +210,7 @@ def read_filter(start_fd: int, order: CopyOrder, report: Report) -> Filter:
     ignore = parse_ignore(text) if text is not None else IgnoreRules()
     for line in ignore.malformed:
         report(Notice("warning", f"`{shown(line)}` in `{IGNORE_FILE}` is no pattern"))
-    return Filter(exclude, ignore, _find_scripts(start_fd))
+    return Filter(exclude, ignore, _find_scripts(start_fd), order.own)
 
 
 def _find_scripts(start_fd: int) -> frozenset[str]:

@@ -204,6 +204,12 @@ def test_a_build_of_a_repository_is_known_by_its_commit(scene: Scene) -> None:
     assert not scene.is_built()
     git("checkout", "--quiet", "-b", "other")
     assert scene.is_built(), "the label of the branch is another"
+    settings = scene.bench.directory / "gitconfig"
+    settings.write_text("[core]\n\tautocrlf = true\n[http]\n\textraHeader = A: secret\n")
+    scene.bench = scene.bench.with_variables(GIT_CONFIG_GLOBAL=str(settings))
+    assert scene.is_built(), "files are checked out in another way"
+    settings.write_text("[core]\n\tautocrlf = true\n")
+    assert not scene.is_built(), "credentials do not count"
 
 
 def test_a_source_that_changes_during_the_build_is_not_taken_for_what_was_built(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ocis2i.sources.content import Content, read_one, read_tree
+from ocis2i.sources import content
+from ocis2i.sources.content import Content, find_place, read_one, read_tree
 from ocis2i.sources.local import DirSource
 
 
@@ -178,3 +179,30 @@ def test_an_archive_is_its_bytes(tmp_path: Path) -> None:
     assert before and after and before.digest != after.digest
     assert read_one(tmp_path, {}) is None
     assert read_one(tmp_path / "absent", {}) is None
+
+
+def test_the_place_is_what_the_path_leads_to(tree: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    link = tmp_path / "current"
+    for to in (tree, other):
+        link.unlink(missing_ok=True)
+        link.symlink_to(to)
+        source = DirSource(link, "current")
+        found = read_tree(source, {})
+        assert found and find_place(source) == find_place(to) == found.place
+    assert find_place(tree) != find_place(other)
+    assert find_place(DirSource(tree, "source", "libs")) == find_place(tree / "lib")
+    found = read_one(tree / "app.py", {})
+    assert found and found.place == find_place(tree / "link")
+    assert find_place(tmp_path / "absent") is None
+    assert find_place(DirSource(tree, "source", "absent")) is None
+
+
+def test_a_disk_whose_times_say_too_little_is_not_believed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_tree(DirSource(Path("/proc/self/net"), "net"), {}) is None
+    assert read_one(Path("/proc/version"), {}) is None
+    monkeypatch.setattr(content, "_is_untimed", lambda _: True)
+    assert read_tree(DirSource(tree, "source"), {}) is None

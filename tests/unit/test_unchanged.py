@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ocis2i import unchanged
 from ocis2i.allowed_hosts import AllowList
 from ocis2i.compression import Compression
 from ocis2i.container_options import parse_add_host
@@ -25,7 +27,7 @@ from ocis2i.sources.git import GitSource, read_names
 from ocis2i.spec import BuildSpec, RuntimeSpec, SecretSpec
 from ocis2i.store import Store
 from ocis2i.uids import parse_uid_ranges
-from ocis2i.unchanged import _ELSEWHERE, is_repeatable, settings_key
+from ocis2i.unchanged import _ELSEWHERE, Question, is_repeatable, settings_key
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = BuildSpec(
@@ -196,13 +198,52 @@ def test_a_broken_note_is_none(store: Store, text: str) -> None:
     assert notes.notes("k") == (note(),)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("finished", "1"), ("inputs", []), ("inputs", {}), ("manifest", 1), ("stamps", [])],
+)
+def test_a_note_of_other_types_is_none(store: Store, name: str, value: object) -> None:
+    notes = Finished(store)
+    notes.add("k", replace(note(), **{name: value}))  # type: ignore[arg-type]
+    assert notes.notes("k") == ()
+
+
+@pytest.mark.parametrize(
+    ("ids", "isolation", "today", "fits"),
+    [
+        ("full", None, "single", True),
+        ("single", None, "single", True),
+        ("single", None, "full", False),
+        ("native", None, "full", False),
+        ("none", None, None, False),
+        ("none", "chroot", None, True),
+    ],
+)
+def test_a_result_made_with_fewer_user_ids_is_for_where_there_are_no_more(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: str,
+    isolation: str | None,
+    today: str | None,
+    *,
+    fits: bool,
+) -> None:
+    monkeypatch.setattr(unchanged, "wanted_ids", lambda: today)
+    spec = replace(SPEC, isolation=isolation)
+    tools: Any = None  # nothing is asked of them
+    question = Question("k", spec, tools, 0, "", Finished(store))
+    question.notes.add("k", replace(note(finished=time.time()), ids=ids, isolation="chroot"))
+    assert bool(question._young_notes()) == fits
+
+
 def test_files_of_any_name_come_back(store: Store) -> None:
     notes = Finished(store)
     odd = os_name(b"\xff\n")
     notes.keep_files("k", {odd: (1, 2, 3, 4, 5, "d")})
     assert notes.files("k") == {odd: [1, 2, 3, 4, 5, "d"]}
-    (store.root / "finished/k.files").write_text('{"files": 7}')
-    assert notes.files("k") == {}
+    for text in ('{"files": 7}', '{"files": {"a": 7}}', '{"files": {"a": [1, 2]}}'):
+        (store.root / "finished/k.files").write_text(text)
+        assert notes.files("k") == {}
 
 
 def os_name(name: bytes) -> str:
