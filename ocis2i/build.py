@@ -128,7 +128,7 @@ def _build(
         with stage(site.report, "store", spec.tag or "untagged"):
             store_result(spec, inputs, encoded, tools.store)
             if question:
-                question.remember(inputs, encoded, changes, site.runner.name)
+                question.remember(inputs, encoded, changes, site.runner.name, here.agent.ground.ids)
         facts = facts_of(inputs.builder, changes, site.runner.name, restored)
         delivered, pushed = deliver_result(spec, inputs.base, image, encoded, tools, facts=facts)
         if not inputs.runtime:

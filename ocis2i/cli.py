@@ -74,7 +74,8 @@ def invoke(arguments: Sequence[str]) -> int:
         if not is_full(error):
             _record_bug(error)
             raise
-        return _fail(explain(error, f"`{error.filename or 'the store'}` cannot be written"))
+        what = f"`{error.filename}`" if error.filename else "the store, or standard output,"
+        return _fail(explain(error, f"{what} cannot be written"))
     except KeyboardInterrupt:
         return _fail(Interrupted(signal.SIGINT))
     except Exception as error:
@@ -99,11 +100,12 @@ def _fail(error: Ocis2iError) -> int:
     if error.failure:
         from ocis2i.commands.failing import with_way_back  # noqa: PLC0415 - few builds load it
 
-        kept = State.journal.path if State.journal else None
+        kept = State.journal.kept if State.journal else None
         error.failure = with_way_back(error.failure, State.arguments, kept)
     document = _record(error, code)
     if State.as_json and document:
-        print_json(document)
+        with suppress(OSError):  # it may be what failed; standard error still says so
+            print_json(document)
     sys.stderr.write(f"error: {printable(error.message)}\n")
     if error.hint:
         sys.stderr.write(f"hint: {printable(error.hint)}\n")

@@ -14,8 +14,7 @@ MASK = "***"
 
 # Flags with a value that nobody else must see, whatever it is.
 _SECRET = frozenset({"--creds"})
-# Of those with NAME=VALUE the name stays.
-# Which parameter is a secret is known when the builder is.
+# Of those with NAME=VALUE the name stays. Which parameter is a secret is known when the builder is.
 _SECRET_PAIRS = frozenset({"--build-env", "--parameter", "-P"})
 _PAIR = re.compile(
     r"(?P<head>(?:--?[\w-]+=|-[A-Za-z])?(?P<name>[A-Za-z_][\w.-]*)=)(?P<value>.+)", re.DOTALL
@@ -34,6 +33,22 @@ def masked_command(words: Sequence[str], secrets: Iterable[str] = ()) -> tuple[s
         masked.append(_masked(before, word, known))
         before = word
     return tuple(masked)
+
+
+def without_record(words: Sequence[str]) -> tuple[str, ...]:
+    """The words without `--record`: there is a record by now, and it is never replaced."""
+    return tuple(
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if "--record" not in (before, word) and not word.startswith("--record=")
+    )
+
+
+def takes_pair(before: str, word: str) -> bool:
+    """Whether `word`, which stands after `before`, is a NAME=VALUE with a value that is secret."""
+    flag, equals, _ = word.partition("=")
+    attached = bool(equals) and flag in _SECRET_PAIRS
+    return before in _SECRET_PAIRS or attached or (word.startswith("-P") and word != "-P")
 
 
 def _masked(flag: str, word: str, secrets: Sequence[str]) -> str:

@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+# What a pipe holds (pipe(7)), and as much that its reader has taken out at once.
+PIPE_BYTES = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,34 +104,57 @@ Report = Callable[[Event], None]
 
 
 class LastLines:
-    """Passes events on, and remembers the last lines that a script printed, as they were shown."""
+    """Passes events on, and remembers the last lines that a script printed, as they were shown.
+
+    A script's two streams are two pipes, and nobody knows in which order they were written: what
+    it complained of at its end may come before all that the other pipe still held. So the last
+    lines of standard error that may be as late as the others are put behind them.
+    """
 
     def __init__(self, report: Report, most: int = 20) -> None:
         self._report = report
-        self._tail: deque[str] = deque(maxlen=most)
+        self._tail: deque[_Line] = deque(maxlen=most)
+        self._complaints: deque[_Line] = deque(maxlen=most // 4)
         self._count = 0
+        self._size = 0
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
         if isinstance(event, ScriptOutput):
-            self._tail.append(event.line)
             self._count += 1
+            self._size += len(event.line) + 1
+            line = _Line(self._count, self._size, event.line)
+            self._tail.append(line)
+            if event.stream == "stderr":
+                self._complaints.append(line)
         self._report(event)
 
     def forget(self) -> None:
         """Another script begins."""
         self._tail.clear()
-        self._count = 0
+        self._complaints.clear()
+        self._count = self._size = 0
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The last lines."""
-        return tuple(self._tail)
+        tail, most = list(self._tail), self._tail.maxlen or 0
+        shown = tail[-(most // 2) :]
+        oldest = self._size - PIPE_BYTES
+        late = [one for one in self._complaints if one not in shown and one.end >= oldest]
+        rest = [one for one in tail if one not in late]
+        return tuple(one.text for one in [*rest, *late][-most:])
 
     @property
     def count(self) -> int:
         """How many there were in all."""
         return self._count
+
+
+class _Line(NamedTuple):
+    number: int
+    end: int
+    text: str
 
 
 @contextmanager

@@ -220,7 +220,8 @@ class Journal:
     """A listener of the build's events, from any thread; `close` has the last word.
 
     `files` are those of the record, `None` when there is only a stream. `durable`: somebody counts
-    on the record after a power cut, because more is to be done than to store the image.
+    on the record after a power cut, because more is to be done than to store the image. `lasting`:
+    the record outlives the end of the build.
     """
 
     def __init__(
@@ -233,8 +234,10 @@ class Journal:
         now: Callable[[], datetime],
         warn: Callable[[str], None],
         durable: bool = False,
+        lasting: bool = True,
     ) -> None:
         self.id = name
+        self._lasting = lasting
         self._durable = durable
         self._files = files
         self._stream = stream
@@ -249,9 +252,9 @@ class Journal:
         self._closed = False
 
     @property
-    def path(self) -> Path | None:
-        """The directory of the record."""
-        return self._files.path if self._files else None
+    def kept(self) -> Path | None:
+        """The directory of the record, if it is there after the end."""
+        return self._files.path if self._files and self._lasting else None
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from ocis2i.command_words import without_record
 from ocis2i.errors import Ocis2iError, UsageError
 from ocis2i.fs import boot_id
 from ocis2i.manifest import Json
@@ -112,7 +113,7 @@ class Record:
     @property
     def build_again(self) -> str:
         """The command of the build, to be typed again; `***` stands for what was secret in it."""
-        words = shlex.join(["ocis2i", *self.command])
+        words = shlex.join(["ocis2i", *without_record(self.command)])
         cwd = self.text("cwd")
         return f"cd {shlex.quote(cwd)} && {words}" if cwd else words
 

@@ -45,7 +45,9 @@ def missing_of(record: Record) -> Missing:
             written.add(str(event.get("where")))
         elif event.get("type") == "pushed":
             pushed = True
-    wanted = [one for one in record.resume.get("outputs") or () if isinstance(one, dict)]
+    listed = record.resume.get("outputs")
+    # The directory that somebody names may hold anything.
+    wanted = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     outputs = [
         (parse_output(str(one.get("place"))), str(one.get("where")))
         for one in wanted

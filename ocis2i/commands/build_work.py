@@ -10,7 +10,7 @@ from ocis2i.build import BuildResult, build, check
 from ocis2i.commands.build_flags import BuildFlags, CommonBuildFlags
 from ocis2i.commands.build_spec import build_spec
 from ocis2i.commands.context import Context, context, digest_file, result_file
-from ocis2i.commands.recording import close_journal, open_journal
+from ocis2i.commands.recording import close_journal, open_journal, without_own
 from ocis2i.commands.state import State, print_json
 from ocis2i.commands.web import web
 from ocis2i.documents import result_document
@@ -82,6 +82,7 @@ def run_build(
     _check_terminal(spec)
     files = _result_files(flags, here)
     check(spec)
+    spec = replace(spec, source=without_own(spec.source, flags, here.tools.cwd))
     open_journal(spec, flags, here)
     with web(here) as servers:
         try:

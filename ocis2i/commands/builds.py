@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -167,7 +168,10 @@ def _status_lines(
     yield "record", row["record"]
     if left is not None:
         yield "missing", ", ".join(left) or "only its result"
-        yield "next", f"ocis2i resume {row['id']}"
+        # A record that `--record` put elsewhere is found by its path alone.
+        known = record.path.name == row["id"]
+        name = row["id"] if known else str(record.path.absolute())
+        yield "next", shlex.join(["ocis2i", "resume", name])
     elif row["state"] in ("failed", "cancelled", "died") and record.command:
         yield "next", record.build_again
 

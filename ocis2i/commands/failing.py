@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ocis2i.command_words import MASK, masked_command, takes_pair, without_record
 from ocis2i.errors import Ocis2iError
 from ocis2i.failure import Failure, screen
 from ocis2i.report import printable
-from ocis2i.s2i import redact_url
 
 SHELL_FLAG = "--shell-on-failure"
 _BUILDS = ("build", "rebuild")
-# Their values are secret, or may be; without one `--build-env` takes the caller's variable.
-_SECRET_VALUES = ("--build-env", "--parameter", "-P")
 
 
 def with_way_back(failure: Failure, arguments: Sequence[str], kept: Path | None = None) -> Failure:
@@ -43,29 +41,28 @@ def tell(error: Ocis2iError, arguments: Sequence[str], *, quiet: bool) -> None:
 
 def command_again(arguments: Sequence[str]) -> str:
     """The command line to type again, without secrets; a build with a shell after its failure."""
-    words = list(without_secrets(arguments))
+    words = without_secrets(without_record(arguments))
     verb = next((word for word in words if word in _BUILDS), None)
-    if verb and SHELL_FLAG not in words:
+    # A shell reads standard input, which has the source then.
+    if verb and SHELL_FLAG not in words and not _takes_input(words):
         words.insert(words.index(verb) + 1, SHELL_FLAG)
     return shlex.join(["ocis2i", *words])
 
 
-def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of secret variables, and passwords in URLs, taken out.
+def _takes_input(words: Sequence[str]) -> bool:
+    pairs = zip(("", *words), words, strict=False)
+    return any(word == "-" and before != "--events" for before, word in pairs)
 
-    The caller's variable of the same name stands in for a value that was there.
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments without secrets (`masked_command`), as they can be typed again.
+
+    Of a variable or a parameter the name stays alone: then the caller's variable of that name is
+    taken. `***` stands where something has to be filled in.
     """
-    words: list[str] = []
-    for word in arguments:
-        before = words[-1] if words else ""
-        flag, equals, value = word.partition("=")
-        of_parameter = before in ("--parameter", "-P") or word.startswith(("--parameter=", "-P"))
-        if of_parameter and "=@" in word and "=@@" not in word:  # the value is elsewhere
-            words.append(word)
-        elif before in _SECRET_VALUES or (word.startswith("-P") and equals):
-            words.append(word.partition("=")[0])
-        elif equals and flag in _SECRET_VALUES:
-            words.append(f"{flag}={value.partition('=')[0]}")
-        else:
-            words.append(redact_url(word))
-    return words
+    words = masked_command(arguments)
+    alone = f"={MASK}"
+    return [
+        word.removesuffix(alone) if takes_pair(before, word) else word
+        for before, word in zip(("", *words), words, strict=False)
+    ]

@@ -24,6 +24,7 @@ from ocis2i.reference import parse_location
 from ocis2i.rules import Finding, document, parse_codes
 from ocis2i.s2i import PARAMETERS_FILE, SCRIPT_NAMES, read_contract
 from ocis2i.script_checks import SCRIPT_LIMIT
+from ocis2i.sources.paths import shown
 
 _DEEPEST = 4
 _MOST_DIRECTORIES = 5000
@@ -49,7 +50,12 @@ def lint_builder(flags: LintFlags) -> None:
     State.as_json = flags.as_json
     directory = Path(flags.builder)
     # As for `build`: what is a directory is one; an image of that name is `docker://NAME`.
-    found = _directory(directory) if directory.is_dir() else _image(flags)
+    is_directory = bool(flags.builder) and directory.is_dir()
+    if not is_directory and _is_path(flags.builder):
+        raise SourceError(
+            f"`{shown(flags.builder)}` is no directory", hint="name a directory or an image"
+        )
+    found = _directory(directory) if is_directory else _image(flags)
     findings = [one for one in found if one.rule.code not in ignored]
     errors = sum(one.rule.severity == "error" for one in findings)
     failed = bool(errors or (flags.strict and findings))
@@ -65,6 +71,11 @@ def lint_builder(flags: LintFlags) -> None:
     sys.stdout.flush()
     if failed:
         raise typer.Exit(PolicyError.exit_code)
+
+
+def _is_path(text: str) -> bool:
+    """Whether it can only be a path: no name of an image begins or ends so."""
+    return text.startswith(("/", "./", "../")) or text.endswith("/")
 
 
 def _image(flags: LintFlags) -> list[Finding]:

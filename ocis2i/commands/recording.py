@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from ocis2i.errors import UsageError
 from ocis2i.journal import Heading, Journal, open_stream, record_at, record_in_store, retire
 from ocis2i.manifest import Json
 from ocis2i.s2i import redact_url
+from ocis2i.sources import DirSource, Source
 from ocis2i.spec import BuildSpec
 
 # What `resume` leaves out, by the flag that asks for it.
@@ -39,6 +41,13 @@ def check_events(flags: CommonBuildFlags) -> None:
             "--json and `--events -` exclude each other: both want standard output",
             hint="the last event has the document; or write the events to a file",
         )
+
+
+def without_own(source: Source, flags: CommonBuildFlags, cwd: Path) -> Source:
+    """The source without the record and the events that this build writes into it."""
+    places = (flags.record, None if flags.events == "-" else flags.events)
+    own = tuple((cwd / place).resolve() for place in places if place)
+    return replace(source, own=own) if own and isinstance(source, DirSource) else source
 
 
 def open_journal(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> None:
@@ -70,6 +79,7 @@ def open_journal(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> Non
         now=lambda: datetime.now(UTC),
         warn=here.recorder.warn,
         durable=bool(spec.push or spec.outputs),
+        lasting=bool(flags.record or here.tools.settings.keep_builds),
     )
     State.journal = journal
     if not flags.record:

@@ -16,7 +16,7 @@ import pytest
 
 from ocis2i.records import Record, find
 from tests.fakes.bench import Bench, Maker, error, sh
-from tests.fakes.program import Done, Program
+from tests.fakes.program import ARGV, Done, Program
 from tests.fakes.record_schemas import check_against
 from tests.fakes.registry import FakeRegistry
 
@@ -293,6 +293,22 @@ def test_record_and_events_are_as_published_and_have_no_secrets(bench: Bench, ma
     assert "has the record of another build" in error(used)
 
 
+def test_record_and_events_in_the_source_do_not_get_into_the_image(
+    bench: Bench, make: Maker
+) -> None:
+    source = bench.source()
+    builder = make(sh('cp -R /tmp/src/. "$HOME/"', "find /tmp/src", "exit 3"))
+    words = ("--record", source / "record", "--events", source / "events.jsonl")
+    wanted: tuple[str | Path, ...] = ("build", source, builder, bench.tag)
+    done = bench.ocis2i(*wanted, *words, OCIS2I_KEEP_BUILDS="0")
+    assert done.code == 7, done.err
+    assert "/tmp/src/record" not in done.err and "/tmp/src/events" not in done.err
+    assert f"kept       {source / 'record'}" in done.err
+    assert " --record" not in done.err.partition("  repeat ")[2]
+    # And one that nobody keeps is not said to be kept.
+    assert "  kept " not in bench.ocis2i(*wanted, OCIS2I_KEEP_BUILDS="0").err
+
+
 def test_events_go_to_a_file_as_well_and_a_failure_is_their_end(bench: Bench, make: Maker) -> None:
     file = bench.directory / "events.jsonl"
     done = bench.attempt(make(sh("echo no", "exit 3")), "--events", file, "--json")
@@ -333,6 +349,22 @@ def test_a_build_that_is_not_there_is_said_so(shared: Program, verb: str) -> Non
     done = shared(verb, "../x")  # worse names are in the unit tests
     assert done.code == 2
     assert "there is no build `../x`" in error(done)
+
+
+def test_a_list_that_finds_no_place_is_an_error_without_a_traceback(bench: Bench) -> None:
+    program = bench.ocis2i
+    for words in (("ps",), ("ps", "--json"), ("status", "none", "--json")):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*ARGV, *words],
+                env=program.environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+        assert done.returncode == (2 if "none" in words else 8)
 
 
 def test_a_build_does_not_fail_because_it_cannot_be_recorded(bench: Bench, make: Maker) -> None:

@@ -113,6 +113,10 @@ def test_what_cannot_be_looked_at(shared: Program, tmp_path: Path) -> None:
     nothing = shared("lint", tmp_path)
     assert nothing.code == 4
     assert "there are no S2I scripts" in error(nothing)
+    for path in (tmp_path / "absent", "absent/", Path(__file__)):
+        absent = shared("lint", path)
+        assert absent.code == 3
+        assert f"`{path}` is no directory" in error(absent)
     (tmp_path / "assemble").write_bytes(b"#!/bin/sh\n" + b"#" * (1 << 20))
     assert shared("lint", tmp_path).code == 3
     (tmp_path / "assemble").unlink()

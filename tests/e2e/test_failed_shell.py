@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -135,16 +135,21 @@ def test_a_killed_build_leaves_no_shell_and_nothing_that_prune_does_not_take(
     with typing(argv, bench.ocis2i.environment) as typist:
         begin(typist)
         typist.start(f"sleep {mark}")
-        assert processes(mark)
+        assert eventually(lambda: bool(processes(mark)))  # the shell has said that it begins
         os.kill(typist.process.pid, signal.SIGKILL)
         typist.process.wait(30)
-        for _ in range(100):
-            if not processes(mark):
-                break
-            time.sleep(0.05)
-        assert not processes(mark)
+        assert eventually(lambda: not processes(mark))
     bench.ocis2i.ok("prune")
     assert list((bench.ocis2i.store / "builds").iterdir()) == []
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it holds after some time."""
+    for _ in range(100):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def processes(mark: str) -> list[Path]:

@@ -77,8 +77,8 @@ def test_document_has_the_same_facts(bench: Bench, make: Maker) -> None:
     assert failure["isolation"] in ("runc", "crun", "builtin")
     assert failure["meaning"].startswith("`/var/mine` is not for 1001:0")
     assert "--assemble-user" in failure["way_out"]
-    assert failure["tail"][0] == "said"
-    assert (Path(failure["kept"]) / "log/assemble.log").read_text().startswith("said\n")
+    assert "said" in failure["tail"]
+    assert (Path(failure["kept"]) / "log/assemble.log").read_text().count("said\n") == 1
     assert screen(done.err)["kept"] == f"{failure['kept']}, with all that was printed"
     assert failure["repeat"].startswith("ocis2i build --shell-on-failure ")
     # A quiet program shows the output once, at the end.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from ocis2i.causes import (
     elf_machine,
     find_cause,
 )
+from ocis2i.events import LastLines, ScriptOutput, silent
 from ocis2i.limits import Kind, Limits
 from ocis2i.runner import Network
 
@@ -261,3 +264,32 @@ def test_any_bytes_are_looked_at_safely(data: bytes) -> None:
     elf_machine(data)
     elf_loader(b"\x7fELF\x02\x01" + data)
     assert elf_machine(b"#!/bin/sh\n" + data) is None
+
+
+# --- the last lines of two pipes ------------------------------------------------------------------
+
+
+def printed(*lines: tuple[Literal["stdout", "stderr"], str]) -> tuple[str, ...]:
+    tail = LastLines(silent)
+    for stream, line in lines:
+        tail(ScriptOutput(stream, line))
+    return tail.lines
+
+
+def test_a_complaint_is_last_though_the_other_pipe_was_longer() -> None:
+    rest: list[tuple[Literal["stdout"], str]]
+    rest = [("stdout", f"line {number}") for number in range(300)]
+    lines = printed(*rest[:200], ("stderr", "mvn: not found"), *rest[200:])
+    assert lines[-2:] == ("line 299", "mvn: not found")
+    assert len(lines) == 20
+
+
+def test_lines_keep_their_order_where_all_of_them_are_shown() -> None:
+    lines = printed(("stderr", "one"), ("stdout", "two"), ("stderr", "three"), ("stdout", "four"))
+    assert lines == ("one", "two", "three", "four")
+
+
+def test_a_complaint_of_long_ago_is_not_the_cause() -> None:
+    rest: list[tuple[Literal["stdout"], str]] = [("stdout", "x" * 1000)] * 200
+    lines = printed(("stderr", "early: not found"), *rest)
+    assert "early: not found" not in lines

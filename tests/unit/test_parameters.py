@@ -299,6 +299,7 @@ def test_a_value_that_is_not_allowed_is_not_missing_as_well() -> None:
 def test_no_command_line_that_is_kept_has_a_value_that_may_be_secret() -> None:
     words = ["build", "-P", "A=s3cr", "-PB=s3cr", "--parameter=C=s3cr", "--parameter", "D=s3cr"]
     words += ["-P", "E=@@s3cr", "-P", "F=@file", "-P", "G", "--build-env", "H=@s3cr"]
+    words += ["--creds", "ann:s3cr", "-e", "API_TOKEN=s3cr", "https://ann:s3cr@host/app.git"]
     for kept in (masked_command(words), without_secrets(words)):
         assert "s3cr" not in " ".join(kept)
         assert "F=@file" in kept

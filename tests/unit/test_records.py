@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ocis2i import journal, records
 from ocis2i.build_rows import build_row, died_in, human_seconds
 from ocis2i.command_words import masked_command
+from ocis2i.commands.failing import command_again
 from ocis2i.errors import UsageError
 from ocis2i.events import (
     ImagePushed,
@@ -533,6 +534,31 @@ def test_only_what_is_not_done_is_missing(write: Callable[..., Written]) -> None
     one.journal._tell({"type": "written", "where": "oci:out"})
     one.journal(ImagePushed(("docker.io/library/app:1",)))
     assert not missing_of(one.record)
+
+
+@pytest.mark.parametrize("listed", [5, 1.5, True, "oci:x", {"place": "oci:x"}, [5, None], None])
+def test_outputs_that_are_no_list_are_none(tmp_path: Path, listed: Any) -> None:
+    assert not missing_of(dead(tmp_path / "a", resume={"outputs": listed}))
+
+
+@pytest.mark.parametrize("flag", ["--record out", "--record=out"])
+def test_the_command_that_builds_again_does_not_name_the_same_record(
+    tmp_path: Path, flag: str
+) -> None:
+    record = dead(tmp_path / "a", command=["build", ".", *flag.split(), "b", "a:1"], cwd="/w")
+    assert record.build_again == "cd /w && ocis2i build . b a:1"
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        ("build . b a:1 --record out", "ocis2i build --shell-on-failure . b a:1"),
+        ("build . b a:1 --events -", "ocis2i build --shell-on-failure . b a:1 --events -"),
+        ("build - b a:1", "ocis2i build - b a:1"),
+    ],
+)
+def test_the_command_of_a_failure_can_be_typed_again(typed: str, again: str) -> None:
+    assert command_again(typed.split()) == again
 
 
 def test_a_running_build_cannot_be_resumed(write: Callable[..., Written]) -> None:

@@ -14,7 +14,8 @@ from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import Event, Notice, silent
 from ocis2i.settings import Settings
 from ocis2i.sources import DirSource, GitSource, SourceTree, fetch, parse_source
-from ocis2i.sources.local import DEPTH_LIMIT, CopyOrder, copy_file, copy_tree
+from ocis2i.sources.content import read_tree
+from ocis2i.sources.local import DEPTH_LIMIT, CopyOrder, copy_file, copy_tree, fetch_directory
 
 
 @pytest.fixture
@@ -312,6 +313,23 @@ def test_ignored_and_excluded_paths_leave_no_trace(root: Path, into: Path) -> No
     write(root / ".s2iignore", "*.log\nbuild\n")
     assert copy(root, into, exclude=r"^tmp$|(^|/)\.git(/|$)") == []
     assert names(into) == {".s2iignore", "keep.txt", "fifo.d", "fifo.d/f"}
+
+
+@pytest.mark.parametrize("exclude", ["", "^tmp$"])
+def test_what_the_build_writes_there_itself_is_no_part_of_it(
+    root: Path, into: Path, exclude: str
+) -> None:
+    for path in ("sub/record/record.json", "sub/a", "record/b"):
+        write(root / path, "x")
+    os.mkfifo(root / "sub/events")
+    own = (root / "sub/record", root / "sub/events", root.parent / "elsewhere", root / "sub")
+    source = DirSource(root, ".", "sub", exclude, own=own)
+    fetch_directory(source, into, silent)
+    assert names(into) == {"a"}
+    before = read_tree(source, {})
+    (root / "sub/record/more").touch()
+    after = read_tree(source, {})
+    assert before and after and before.digest == after.digest
 
 
 def test_exclude_sees_paths_relative_to_the_source(root: Path, into: Path) -> None:
