@@ -5,7 +5,6 @@ The tests are read as syntax trees and not imported: no pytest, no ocis2i is nee
 
 from __future__ import annotations
 
-import argparse
 import ast
 import difflib
 import itertools
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.contract_rows import FLAGS, GROUPS, LABELS, Group, Row
+from tests.pages import PROJECT, cell, check_parser, write_or_check
 
-PROJECT = Path(__file__).parent.parent
 TESTS = PROJECT / "tests" / "e2e"
 PAGE = PROJECT / "docs" / "s2i.md"
 
@@ -241,7 +240,7 @@ def render(shown: Mapping[str, Shown], groups: Sequence[Group] = GROUPS) -> str:
 
 def _line(shown: Shown) -> str:
     cells = [f"`{shown.row.id}`", shown.row.text, _verdicts(shown), _tests(shown.marks)]
-    return "".join(f"| {cell}" + " " * bool(cell) for cell in map(_cell, cells)) + "|\n"
+    return "".join(f"| {one}" + " " * bool(one) for one in map(cell, cells)) + "|\n"
 
 
 def _verdicts(shown: Shown) -> str:
@@ -260,14 +259,9 @@ def _tests(marks: Iterable[Mark]) -> str:
     return ", ".join(dict.fromkeys(links))
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, or with `--check` only says whether it is current; the exit code."""
-    parser = argparse.ArgumentParser(prog="contract_table", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    parser = check_parser("contract_table")
     parser.add_argument("--missing", action="store_true", help="name the rows without a test")
     options = parser.parse_args(arguments)
     try:
@@ -282,9 +276,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{'!' if name in flags else ' '} {row.section:5} {name}\n")
         return 0
     page = render(shown)
-    if not options.check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        sys.stderr.write("error: docs/s2i.md is not current\nhint: run scripts/contract_table\n")
-        return 1
-    return 0
+    return write_or_check(PAGE, page, program="contract_table", check=options.check)

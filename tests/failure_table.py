@@ -6,14 +6,11 @@ ocis2i is imported.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from tests.failure_rows import ROWS, TITLES, Row
+from tests.pages import PROJECT, line, write_page
 
-PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "failures.md"
 
 INTRODUCTION = """\
@@ -69,9 +66,9 @@ def render(chapters: Mapping[str, Sequence[Row]] | None = None) -> str:
     parts = [INTRODUCTION]
     titled = chapters or {TITLES[kind]: rows for kind, rows in ROWS.items()}
     for title, rows in titled.items():
-        parts.append(f"\n## {title}\n\n" + _line("what", "reason", "exit code", "what is said"))
-        parts.append(_line("---", "---", "---", "---"))
-        parts += (_line(row.what, f"`{row.reason}`", str(row.code), answer(row)) for row in rows)
+        parts.append(f"\n## {title}\n\n" + line("what", "reason", "exit code", "what is said"))
+        parts.append(line("---", "---", "---", "---"))
+        parts += (line(row.what, f"`{row.reason}`", str(row.code), answer(row)) for row in rows)
     return "".join(parts)
 
 
@@ -82,21 +79,6 @@ def answer(row: Row) -> str:
     return f"“{thing}”{way_out}" if thing else "what it was"
 
 
-def _line(*cells: str) -> str:
-    return "".join(f"| {cell} " for cell in (one.replace("|", "\\|") for one in cells)) + "|\n"
-
-
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, or with `--check` only says whether it is current; the exit code."""
-    parser = argparse.ArgumentParser(prog="failure_table", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    page = render()
-    if not options.check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        sys.stderr.write(
-            "error: docs/failures.md is not current\nhint: run scripts/failure_table\n"
-        )
-        return 1
-    return 0
+    return write_page(PAGE, render, "failure_table", arguments)

@@ -6,14 +6,11 @@ ocis2i is imported.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from tests.fault_rows import BUILDS, PULLS, PUSHES, Row
+from tests.pages import PROJECT, line, write_page
 
-PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "registry-faults.md"
 
 INTRODUCTION = """\
@@ -47,26 +44,11 @@ def render(chapters: Sequence[tuple[str, Sequence[Row]]] = CHAPTERS) -> str:
     """The page."""
     parts = [INTRODUCTION]
     for title, rows in chapters:
-        parts.append(f"\n## {title}\n\n" + _line("fault", "what ocis2i does") + _line("---", "---"))
-        parts += (_line(row.fault, answer(row)) for row in rows)
+        parts.append(f"\n## {title}\n\n" + line("fault", "what ocis2i does") + line("---", "---"))
+        parts += (line(row.fault, answer(row)) for row in rows)
     return "".join(parts)
 
 
-def _line(*cells: str) -> str:
-    return "".join(f"| {cell} " for cell in (one.replace("|", "\\|") for one in cells)) + "|\n"
-
-
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, or with `--check` only says whether it is current; the exit code."""
-    parser = argparse.ArgumentParser(prog="fault_table", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    page = render()
-    if not options.check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        sys.stderr.write(
-            "error: docs/registry-faults.md is not current\nhint: run scripts/fault_table\n"
-        )
-        return 1
-    return 0
+    return write_page(PAGE, render, "fault_table", arguments)

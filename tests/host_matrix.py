@@ -6,14 +6,11 @@ ocis2i is imported.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from tests.host_rows import ATTEMPTS, CELLS, RUNGS, Attempt, Cell
+from tests.pages import PROJECT, line, write_page
 
-PROJECT = Path(__file__).parent.parent
 PAGE = PROJECT / "docs" / "host-matrix.md"
 
 INTRODUCTION = """\
@@ -58,13 +55,13 @@ def answer(cell: Cell) -> str:
 def render(cells: Sequence[Cell] = CELLS, attempts: Sequence[Attempt] = ATTEMPTS) -> str:
     """The page."""
     parts = [INTRODUCTION]
-    parts += (_line(one.host + "¹" * one.root, one.made, answer(one)) for one in cells)
+    parts += (line(one.host + "¹" * one.root, one.made, answer(one)) for one in cells)
     parts.append(ATTEMPTS_INTRODUCTION)
-    parts.append(_line("attempt", *RUNGS.values()) + _line("---", *("---" for _ in RUNGS)))
+    parts.append(line("attempt", *RUNGS.values()) + line("---", *("---" for _ in RUNGS)))
     notes = list(dict.fromkeys(note for one in attempts for note in _notes(one).values()))
     for one in attempts:
         verdicts = (_verdict(one, rung, notes) for rung in RUNGS)
-        parts.append(_line(one.what, *verdicts))
+        parts.append(line(one.what, *verdicts))
     parts.append("\n")
     parts += (f"{number}. {note}.\n" for number, note in enumerate(notes, 1))
     return "".join(parts)
@@ -84,25 +81,6 @@ def _verdict(attempt: Attempt, rung: str, notes: Sequence[str]) -> str:
     return f"{verdict} ({notes.index(note) + 1})"
 
 
-def _line(*cells: str) -> str:
-    return "".join(f"| {cell} " for cell in map(_cell, cells)) + "|\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, or with `--check` only says whether it is current; the exit code."""
-    parser = argparse.ArgumentParser(prog="host_matrix", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    page = render()
-    if not options.check:
-        PAGE.write_text(page)
-    elif not PAGE.exists() or PAGE.read_text() != page:
-        sys.stderr.write(
-            "error: docs/host-matrix.md is not current\nhint: run scripts/host_matrix\n"
-        )
-        return 1
-    return 0
+    return write_page(PAGE, render, "host_matrix", arguments)

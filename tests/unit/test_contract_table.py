@@ -13,7 +13,6 @@ from tests import contract
 from tests.contract_rows import FLAGS, GROUPS, LABELS, Group, Row, parse_rows
 from tests.contract_table import (
     PAGE,
-    PROJECT,
     VERDICTS,
     ContractError,
     Mark,
@@ -23,6 +22,7 @@ from tests.contract_table import (
     render,
     untested,
 )
+from tests.pages import PROJECT
 
 HEAD = "import pytest\nfrom tests.contract import same, better as nicer, refused, ignored\n"
 

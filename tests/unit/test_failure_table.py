@@ -14,7 +14,8 @@ from ocis2i.failure import Failure, screen
 from ocis2i.fs import explain
 from ocis2i.limits import Limits, exceeded
 from tests.failure_rows import EVERY, Row
-from tests.failure_table import PAGE, PROJECT, render
+from tests.failure_table import PAGE, render
+from tests.pages import PROJECT
 from tests.unit.test_reasons import reasons_of
 
 _LIMITS = Limits(memory_bytes=64 << 20, tasks=20, seconds=1, output_bytes=1 << 10)

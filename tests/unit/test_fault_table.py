@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fault_rows import ROWS, Row
-from tests.fault_table import PAGE, PROJECT, answer, render
+from tests.fault_table import PAGE, answer, render
+from tests.pages import PROJECT
 
 
 def test_page_is_current() -> None:

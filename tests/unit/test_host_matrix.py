@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.host_matrix import PAGE, PROJECT, answer, render
+from tests.host_matrix import PAGE, answer, render
 from tests.host_rows import ATTEMPTS, CELLS, ISOLATED, RUNGS, WEAK, Attempt, Cell
+from tests.pages import PROJECT
 
 TESTS = PROJECT / "tests" / "e2e"
 SECURITY = PROJECT / "docs" / "security.md"
