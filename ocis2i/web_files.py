@@ -20,6 +20,7 @@ from ocis2i.net import (
     Http,
     Request,
     RequestError,
+    continues_at,
     message_with_url,
     read_blocks,
     redacted,
@@ -37,7 +38,6 @@ _HTML_STARTS = (b"<!doctype html", b"<html")
 _HTML_LOOK = 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _PIN = "sha256="
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/")
 _MUCH = 1 << 20  # who got on so far over a bad line is not at the end of its patience
 _GONE = (404, 410)
 _REFUSED = (401, 403)
@@ -159,7 +159,7 @@ class WebFiles:
         response = self._http.exchange(request)
         with response:
             _check(request, response, start=start, is_pinned=digest is not None)
-            if start and not _goes_on_at(response, start):
+            if start and not continues_at(response, start):
                 arrived.restart()
                 if response.status_code in (206, 416):
                     raise RequestError(f"{request} did not go on where it broke", kind="broken")
@@ -171,11 +171,6 @@ class WebFiles:
                 arrived.write(block, request.url)
         if not arrived.size:
             raise SourceError(f"`{redacted(request.url)}` is empty")
-
-
-def _goes_on_at(response: requests.Response, offset: int) -> bool:
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    return response.status_code == 206 and match is not None and match.group(1) == str(offset)
 
 
 def _check(request: Request, response: requests.Response, *, start: int, is_pinned: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -45,6 +46,7 @@ BLOCK = 1 << 20
 REDIRECT_LIMIT = 10
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504, 522})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/")
 _PROXY_SCHEMES = ("http://", "https://")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -107,6 +109,12 @@ def header_number(text: str) -> int | None:
 
 
 # --- addresses --------------------------------------------------------------------------------
+
+
+def continues_at(response: requests.Response, offset: int) -> bool:
+    """Whether the answer to a `Range` request is the rest from `offset` on, not the whole."""
+    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+    return response.status_code == 206 and match is not None and match.group(1) == str(offset)
 
 
 def redacted(url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -12,7 +11,15 @@ from ocis2i.auth import printable
 from ocis2i.endpoints import Place
 from ocis2i.errors import RegistryError
 from ocis2i.manifest import Descriptor
-from ocis2i.net import BLOCK, Request, RequestError, header_number, read_blocks, redacted
+from ocis2i.net import (
+    BLOCK,
+    Request,
+    RequestError,
+    continues_at,
+    header_number,
+    read_blocks,
+    redacted,
+)
 from ocis2i.registry.dialog import Dialog, pull_scopes
 from ocis2i.retries import Retries
 
@@ -20,8 +27,6 @@ if TYPE_CHECKING:
     import requests
 
 T = TypeVar("T")
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/")
 
 
 class BadContentError(RegistryError):
@@ -131,7 +136,7 @@ class Downloads:
             what=f"cannot get {name}",
         )
         with response:
-            if start and not _continues_at(response, start):
+            if start and not continues_at(response, start):
                 sink.restart()
                 if response.status_code != 200:
                     return
@@ -149,9 +154,3 @@ class Downloads:
 
 def _name(place: Place, descriptor: Descriptor) -> str:
     return f"blob `{descriptor.digest}` of `{place.reference.name}`"
-
-
-def _continues_at(response: requests.Response, offset: int) -> bool:
-    """Whether the answer to a `Range` request is the rest from `offset` on, not the whole."""
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    return response.status_code == 206 and match is not None and match.group(1) == str(offset)
