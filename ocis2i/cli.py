@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: Ocis2iError) -> int:
-    from ocis2i.report import printable  # noqa: PLC0415 - takes long to load
+    from ocis2i.report import tell  # noqa: PLC0415 - takes long to load
 
     code = exit_code_of(error)
     if error.failure:
@@ -106,15 +106,7 @@ def _fail(error: Ocis2iError) -> int:
     if State.as_json and document:
         with suppress(OSError):  # it may be what failed; standard error still says so
             print_json(document)
-    sys.stderr.write(f"error: {printable(error.message)}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {printable(error.hint)}\n")
-    if error.failure:
-        from ocis2i.failure import screen  # noqa: PLC0415 - few builds load it
-
-        said = f"{error.message}\n{error.hint or ''}"
-        for line in screen(error.failure, said=said, quiet=State.quiet):
-            sys.stderr.write(f"{printable(line)}\n")
+    tell(error, sys.stderr, quiet=State.quiet)
     return code
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TextIO
 
+from ocis2i.errors import Ocis2iError
 from ocis2i.events import (
     Event,
     ImagePushed,
@@ -186,6 +187,21 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
     )
+
+
+def tell(error: Ocis2iError, stream: TextIO, *, quiet: bool) -> None:
+    """Writes an error, its hint, and what is known of its script.
+
+    A `quiet` program has shown nothing but the end of the script's output.
+    """
+    lines = [f"error: {error.message}"]
+    lines += [f"hint: {error.hint}"] if error.hint else []
+    if error.failure:
+        from ocis2i.failure import screen  # noqa: PLC0415 - few builds load it
+
+        said = f"{error.message}\n{error.hint or ''}"
+        lines += screen(error.failure, said=said, quiet=quiet)
+    stream.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...]) -> str:

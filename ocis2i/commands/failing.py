@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ocis2i.command_words import MASK, masked_command, takes_pair, without_record
-from ocis2i.errors import Ocis2iError
-from ocis2i.failure import Failure, screen
-from ocis2i.report import printable
+from ocis2i.failure import Failure
 
 SHELL_FLAG = "--shell-on-failure"
 _BUILDS = ("build", "rebuild")
@@ -26,17 +23,6 @@ def with_way_back(failure: Failure, arguments: Sequence[str], kept: Path | None 
     if failure.repeat:
         return failure
     return replace(failure, repeat=command_again(arguments))
-
-
-def tell(error: Ocis2iError, arguments: Sequence[str], *, quiet: bool) -> None:
-    """Writes an error, its hint and what is known of its script to standard error."""
-    if error.failure:
-        error.failure = with_way_back(error.failure, arguments)
-    said = f"{error.message}\n{error.hint or ''}"
-    lines = [f"error: {error.message}"]
-    lines += [f"hint: {error.hint}"] if error.hint else []
-    lines += screen(error.failure, said=said, quiet=quiet) if error.failure else []
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def command_again(arguments: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ocis2i.commands.container_flags import LimitFlags, known_isolation
 from ocis2i.commands.context import context
-from ocis2i.commands.failing import tell
+from ocis2i.commands.failing import with_way_back
 from ocis2i.commands.flags import (
     DockerFlags,
     PlatformFlags,
@@ -23,6 +24,7 @@ from ocis2i.commands.web import web
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import show_usage as launch_usage
 from ocis2i.reference import Platform, parse_location
+from ocis2i.report import tell
 from ocis2i.s2i import absolute_flag, parse_variable
 
 _NO_EFFECT = "As in s2i: without effect here."
@@ -93,5 +95,7 @@ def show_usage(flags: UsageFlags) -> None:
                 download=servers.download,
             )
     if failed:
-        tell(failed, State.arguments, quiet=flags.quiet)
+        if failed.failure:
+            failed.failure = with_way_back(failed.failure, State.arguments)
+        tell(failed, sys.stderr, quiet=flags.quiet)
     raise typer.Exit(failed.script_exit_code if failed else 0)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocis2i.errors import IsolationError, Ocis2iError, UsageError
+from ocis2i.kube.text import EXTRA
 
-EXTRA = "pip install 'ocis2i[kube]'"
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 # Without a word for so long, a log is asked for again: proxies in between forget connections.
