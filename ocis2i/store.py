@@ -47,6 +47,7 @@ from ocis2i.manifest import (
     encode_json,
     parse_json,
 )
+from ocis2i.placement import new_directory
 from ocis2i.reference import Digest, Reference
 from ocis2i.whereabouts import Whereabouts
 
@@ -538,7 +539,7 @@ class Store:
     def new_scratch_directory(self) -> Path:
         """A new directory in `tmp/`, for a layer while it is unpacked."""
         try:
-            return Path(tempfile.mkdtemp(dir=self._tmp))
+            return new_directory(self._tmp)
         except OSError as error:
             raise explain(error, "a directory cannot be made in the store") from error
 

@@ -15,7 +15,7 @@ ORDER = """
 failure errors variables reference manifest indexes oci_artifacts s2i patterns parameters shell
 mappings confidential settings events limits
 runner causes uids credentials
-syscall_numbers seccomp syscalls fs proc container_config certificates net retries endpoints
+syscall_numbers seccomp syscalls fs placement proc container_config certificates net retries endpoints
 container_options allowed_hosts preferences forwarding relay proxy
 blobs leaks mirrors tar layers differences compression agent archives
 policy whereabouts store auth registries credential_helpers keychain login registry blob_stream
