@@ -176,7 +176,10 @@ class Authorizer:
             answer = self._get(realm, service, scopes)
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str) or not token:
-            raise RegistryError(f"the token service {redacted(realm)} answered without a token")
+            raise RegistryError(
+                f"the token service {redacted(realm)} answered without a token",
+                hint="log in again (`ocis2i login`), or ask the registry's operator",
+            )
         lifetime = answer.get("expires_in")
         seconds = 0.0
         if isinstance(lifetime, int | float) and lifetime > 0:
@@ -191,12 +194,14 @@ class Authorizer:
         realm = challenge.parameters.get("realm", "")
         if not realm.startswith(("http://", "https://")):
             raise RegistryError(
-                f"registry `{urlsplit(self._base).netloc}` names no usable token service"
+                f"registry `{urlsplit(self._base).netloc}` names no usable token service",
+                hint="look at the registry's name; its operator can put that right",
             )
         if origin(realm)[0] == "http" and origin(self._base)[0] == "https":
             raise RegistryError(
                 f"the token service {redacted(realm)} of registry "
-                f"`{urlsplit(self._base).netloc}` has no TLS, credentials are not sent there"
+                f"`{urlsplit(self._base).netloc}` has no TLS, credentials are not sent there",
+                hint="its operator has to let the token service have TLS",
             )
         check_foreign_address(realm, self._base, "the token service")
         return realm
@@ -246,7 +251,10 @@ class Authorizer:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise RegistryError(f"the token service {redacted(request.url)} did not answer JSON")
+            raise RegistryError(
+                f"the token service {redacted(request.url)} did not answer JSON",
+                hint="look at the registry's name, and for a proxy between here and there",
+            )
         return answer
 
     def _refusal(self, request: Request, status: int, retry_after: float | None) -> RequestError:

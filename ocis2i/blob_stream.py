@@ -1,12 +1,10 @@
-"""A blob of a registry that is read while it comes: no more of it is here than fits into a pipe."""
+"""A blob of a registry that is read while it comes: little of it is here at a time."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import select
+import hashlib
 import threading
+from collections import deque
 from typing import BinaryIO, cast
 
 from ocis2i.blobs import VerifiedReader
@@ -18,7 +16,7 @@ from ocis2i.registry.downloads import BadContentError
 from ocis2i.retries import check_cancelled
 
 _LOOK_SECONDS = 0.25
-_PIPE_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 
 
 class BlobStream(VerifiedReader):
@@ -36,8 +34,8 @@ class BlobStream(VerifiedReader):
         descriptor: Descriptor,
         cancel: threading.Event | None = None,
     ) -> None:
-        tube = _Tube(registry, reference, descriptor, cancel)
-        super().__init__(tube, descriptor, f"`{reference.name}`")
+        self._tube = _Tube(registry, reference, descriptor, cancel)
+        super().__init__(self._tube, descriptor, f"`{reference.name}`")
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes, as they come."""
@@ -46,9 +44,18 @@ class BlobStream(VerifiedReader):
         except ImageError as error:
             raise BadContentError(error.message) from error
 
+    def _count(self, data: bytes) -> None:
+        """Counted by the thread that downloads, which has more time."""
+
+    def _found(self) -> str:
+        return self._tube.digest()
+
 
 class _Tube:
-    """Both ends of a pipe: a thread downloads into it."""
+    """What a thread downloads, on its way to the thread that reads: `_MOST_BYTES` at a time.
+
+    Handed over as it came: a pipe would copy it twice.
+    """
 
     def __init__(
         self,
@@ -58,42 +65,47 @@ class _Tube:
         cancel: threading.Event | None,
     ) -> None:
         self._cancel = cancel
-        self._end, write_end = os.pipe()
-        with contextlib.suppress(OSError):  # its user has many wide ones already
-            fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._poll = select.poll()
-        self._poll.register(self._end, select.POLLIN)
-        self._into = _Inlet(write_end, descriptor.size)
+        self._into = _Inlet(descriptor)
+        self._block = b""
+        self._at = 0
         self._failure: BaseException | None = None
 
         def fill() -> None:
             try:
                 into = cast(BinaryIO, self._into)  # it has what `fetch_blob` uses
-                registry.fetch_blob(reference, descriptor, into, cancel=self._into.spoiled)
+                spoiled = self._into.spoiled
+                registry.fetch_blob(reference, descriptor, into, hashed=False, cancel=spoiled)
             except BaseException as error:  # noqa: BLE001 - raised by the thread that reads
                 self._failure = error
             finally:
-                os.close(write_end)
+                self._into.finish()
 
         self._thread = threading.Thread(target=fill, daemon=True)
         self._thread.start()
 
     def read(self, size: int = -1, /) -> bytes:
-        while not self._poll.poll(_LOOK_SECONDS * 1000):
+        if self._at >= len(self._block):
+            self._block, self._at = self._next(), 0
+        start = self._at
+        self._at = len(self._block) if size < 0 else start + size
+        return self._block[start : self._at]  # the block itself where that is the whole
+
+    def _next(self) -> bytes:
+        while (block := self._into.take(_LOOK_SECONDS)) is None:
             check_cancelled(self._cancel)
-        data = os.read(self._end, size)
-        if not data:
+        if not block:
             self._thread.join()
             if self._failure and not self._into.spoiled.is_set():
                 raise self._failure
-        return data
+        return block
+
+    def digest(self) -> str:
+        """Of all that has gone through; at the end of the stream nothing is added to it."""
+        return self._into.digest()
 
     def close(self) -> None:
         """Ends the download; it may take its time where a registry is silent."""
-        self._into.spoiled.set()
-        if self._end >= 0:
-            os.close(self._end)
-            self._end = -1
+        self._into.close()
 
 
 class _Inlet:
@@ -102,12 +114,18 @@ class _Inlet:
     When that was the whole, and wrong, it is `spoiled`.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, descriptor: Descriptor) -> None:
         self.spoiled = threading.Event()
-        self._fd = fd
-        self._size = size
+        self._size = descriptor.size
+        self._hash = hashlib.new(descriptor.digest.algorithm)
         self._offset = 0
         self._passed = 0
+        self._change = threading.Condition()
+        self._blocks: deque[bytes] = deque()
+        self._waiting = 0
+        self._finished = False
+
+    # --- by the thread that downloads ---
 
     def seek(self, offset: int) -> int:
         self._offset = offset
@@ -118,9 +136,46 @@ class _Inlet:
             self.spoiled.set()
 
     def write(self, data: bytes) -> int:
-        rest = memoryview(data)[max(0, self._passed - self._offset) :]
+        rest = data[max(0, self._passed - self._offset) :]
         self._offset += len(data)
         self._passed += len(rest)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        self._hash.update(rest)
+        with self._change:
+            while self._waiting and self._waiting + len(rest) > _MOST_BYTES:
+                if self.spoiled.is_set():
+                    break  # nobody reads on; the client looks at it next
+                self._change.wait()
+            if rest:
+                self._blocks.append(rest)
+                self._waiting += len(rest)
+                self._change.notify()
         return len(data)
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        with self._change:
+            self._finished = True
+            self._change.notify()
+
+    # --- by the thread that reads ---
+
+    def take(self, seconds: float) -> bytes | None:
+        """The next bytes, empty at the end; `None` when nothing has come for so long."""
+        with self._change:
+            if not self._blocks and not self._finished:
+                self._change.wait(seconds)
+            if self._blocks:
+                block = self._blocks.popleft()
+                self._waiting -= len(block)
+                self._change.notify()
+                return block
+            return b"" if self._finished else None
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        with self._change:
+            self.spoiled.set()
+            self._change.notify()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()

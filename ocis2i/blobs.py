@@ -57,7 +57,7 @@ class VerifiedReader:
         """Up to `size` bytes (all that is left when negative)."""
         wanted = self._left if size < 0 else min(size, self._left)
         data = self._stream.read(wanted) if wanted else b""
-        self._hash.update(data)
+        self._count(data)
         self._left -= len(data)
         if wanted and not data:
             raise ImageError(
@@ -66,6 +66,13 @@ class VerifiedReader:
         if not self._left and not self._verified:
             self._verify()
         return data
+
+    def _count(self, data: bytes) -> None:
+        self._hash.update(data)
+
+    def _found(self) -> str:
+        """The digest of all that was read."""
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Closes the stream below."""
@@ -83,7 +90,7 @@ class VerifiedReader:
                 f"blob `{self._descriptor.digest}` in {self._where} is longer than its "
                 f"{self._descriptor.size} bytes"
             )
-        found = self._hash.hexdigest()
+        found = self._found()
         if found != self._descriptor.digest.hex:
             raise ImageError(
                 f"blob `{self._descriptor.digest}` in {self._where} has digest "

@@ -39,10 +39,12 @@ from ocis2i.manifest import Encoded, Image, encode_image
 from ocis2i.outputs import Delivered
 from ocis2i.refusals import refuse
 from ocis2i.result import (
+    check_budget,
     compose,
     deliver_result,
     facts_of,
     image_labels,
+    push_early,
     put_names,
     store_result,
     write_layer,
@@ -55,6 +57,7 @@ from ocis2i.spec import BuildSpec
 from ocis2i.tools import Tools
 
 if TYPE_CHECKING:
+    from ocis2i.early_push import EarlyPush
     from ocis2i.extended import RuntimeImage
     from ocis2i.proxy import ProxyVariables
     from ocis2i.unchanged import Question
@@ -85,7 +88,8 @@ def build(spec: BuildSpec, tools: Tools, ahead: Ahead | None = None) -> BuildRes
     """
     check(spec)
     question = _ask(spec, tools)
-    return (question and _use_again(question, spec, tools)) or _build(spec, tools, ahead, question)
+    again = _use_again(question, spec, tools, ahead) if question else None
+    return again or _build(spec, tools, ahead, question)
 
 
 def _build(
@@ -112,25 +116,23 @@ def _build(
             rootfs = _tree(inputs, site)
             job = _plan_assemble(spec, inputs, restored, rootfs)
             rootfs.mount()
+        early = push_early(spec, inputs, tools, guard)
         ran = run_stage(site, rootfs, job, "assemble", detail=inputs.scripts["assemble"].url)
         cached = None
         if inputs.runtime:
             cached = save_for_later(saving, job, rootfs)
             rootfs = _move_to(inputs.runtime, inputs, rootfs, site, job)
-        labels = image_labels(spec, inputs, rootfs)
-        with stage(site.report, "layer"):
-            if spec.prune_upload:
-                _prune_upload(inputs, rootfs)
-            layer, changes = write_layer(spec, inputs, rootfs, site)
-            image = compose(spec, inputs, layer, labels)
-            encoded = encode_image(image)
-            inputs.hidden.check(encoded.config, site.report)
+        image, encoded, changes = _make_image(spec, inputs, rootfs, site, early)
         with stage(site.report, "store", spec.tag or "untagged"):
             store_result(spec, inputs, encoded, tools.store)
             if question:
                 question.remember(inputs, encoded, changes, site.runner.name, here.agent.ground.ids)
+        if inputs.runtime or not saving.cache:
+            here.begin_to_empty()
         facts = facts_of(inputs.builder, changes, site.runner.name, restored)
-        delivered, pushed = deliver_result(spec, inputs.base, image, encoded, tools, facts=facts)
+        delivered, pushed = deliver_result(
+            spec, inputs.base, image, encoded, tools, facts=facts, early=early
+        )
         if not inputs.runtime:
             cached = save_to_registry(saving, encoded.descriptor.digest)
     return BuildResult(
@@ -148,6 +150,21 @@ def _build(
     )
 
 
+def _make_image(
+    spec: BuildSpec, inputs: Inputs, rootfs: Rootfs, site: Site, early: EarlyPush | None
+) -> tuple[Image, Encoded, Changes]:
+    """The base with what has changed, its layer's blob in the store."""
+    labels = image_labels(spec, inputs, rootfs)
+    with stage(site.report, "layer"):
+        if spec.prune_upload:
+            _prune_upload(inputs, rootfs)
+        layer, changes = write_layer(spec, inputs, rootfs, site, early)
+        image = compose(spec, inputs, layer, labels)
+        encoded = encode_image(image)
+        inputs.hidden.check(encoded.config, site.report)
+    return image, encoded, changes
+
+
 def _ask(spec: BuildSpec, tools: Tools) -> Question | None:
     from ocis2i.unchanged import ask  # noqa: PLC0415 - it stands on this module's own parts
 
@@ -161,7 +178,9 @@ def _read_beside(question: Question | None, guard: ExitStack) -> None:
         question.read_source()
 
 
-def _use_again(question: Question, spec: BuildSpec, tools: Tools) -> BuildResult | None:
+def _use_again(
+    question: Question, spec: BuildSpec, tools: Tools, ahead: Ahead | None
+) -> BuildResult | None:
     """Gives the finished image of the same input the names of this build, and delivers it.
 
     `None`: there is no such image.
@@ -170,6 +189,9 @@ def _use_again(question: Question, spec: BuildSpec, tools: Tools) -> BuildResult
         found = question.answer()
         if found is None:
             return None
+        if ahead:
+            ahead.give_up()
+        check_budget(spec, found.changes, found.image.layers[-1], tools.store)
         with stage(tools.report, "unchanged", found.since_when):
             put_names(spec, found.encoded, found.base.origin, found.built, tools.store)
         facts = facts_of(found.builder, found.changes, found.isolation)
@@ -256,11 +278,20 @@ def _site(spec: BuildSpec, inputs: Inputs, uplink: Uplink, here: Session, tools:
 
 def _on_failure(spec: BuildSpec) -> Callable[[Failed], None] | None:
     """What is done with the tree of a script that failed."""
-    if not spec.shell_on_failure:
+    if not (spec.shell_on_failure or spec.keep_failed):
         return None
-    from ocis2i.failed_shell import open_shell  # noqa: PLC0415 - few builds load it
 
-    return open_shell
+    def care(failed: Failed) -> None:
+        if spec.keep_failed:
+            from ocis2i.kept import keep  # noqa: PLC0415 - few builds load it
+
+            keep(failed, spec)
+        if spec.shell_on_failure:
+            from ocis2i.failed_shell import open_shell  # noqa: PLC0415 - few builds load it
+
+            open_shell(failed)
+
+    return care
 
 
 def _proxied(spec: BuildSpec, inputs: Inputs) -> ProxyVariables:

@@ -78,6 +78,8 @@ def read_facts(record: Record, now: datetime) -> BuildFacts:
     """Reads a record; `now` is where the time line of a running build ends."""
     state = record.state
     story = _Story(state)
+    for said in record.damage():
+        story.warn(f"the record is damaged: {said}")
     for event in record.events():
         story.take(event)
     story.end(now)
@@ -144,7 +146,7 @@ class _Story:
             case "resumed":
                 self._close_all(at, "died")
             case "notice" if event.get("level") == "warning":
-                self._warn(str(event.get("message")))
+                self.warn(str(event.get("message")))
             case "stored":
                 self.stored = event
             case "written":
@@ -185,7 +187,8 @@ class _Story:
         for stage in tuple(self._open):
             self._close(stage.name, at, end)
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """One more warning."""
         if len(self.warnings) < _WARNINGS:
             self.warnings.append(message)
         else:

@@ -17,10 +17,11 @@ from importlib.resources import files
 from ocis2i import differences
 from ocis2i.build_facts import BuildFacts, Log, Stage
 from ocis2i.differences import Change, Row, Tree
+from ocis2i.limits import human_size
 from ocis2i.live import duration, output_line
 from ocis2i.manifest import Json
 from ocis2i.markup import Markup, Part, escaped, joined, tag
-from ocis2i.report import STAGE_WORDS, human_size
+from ocis2i.report import STAGE_WORDS
 from ocis2i.treemap import Box, Cell, treemap
 
 _ROWS = 14

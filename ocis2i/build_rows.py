@@ -30,6 +30,7 @@ def build_row(record: Record) -> dict[str, Any]:
         "exit_code": None if running else exit_code_of(result),
         "pid": record.process if running else None,
         "record": str(record.path),
+        "kept": str(record.kept or "") or None,
     }
 
 

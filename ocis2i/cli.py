@@ -25,7 +25,9 @@ def main() -> NoReturn:
     if completion.VARIABLE in os.environ:
         completion.enable()
     code = invoke(sys.argv[1:])
-    _settle()
+    if _settle():
+        # Python would take every object apart first, which takes longer than many a verb.
+        os._exit(code)
     sys.exit(code)
 
 
@@ -42,16 +44,20 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
-def _settle() -> None:
-    """The exit code is decided: a signal from now on changes nothing.
+def _settle() -> bool:
+    """The exit code is decided: a signal from now on changes nothing. Whether all was written.
 
     Python's own end gives signals back to the kernel's default, which would show another code.
     """
+    written = True
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # who reads a full pipe slowly can still be left
+        try:
             stream.flush()
+        except OSError:  # who reads a full pipe slowly can still be left
+            written = False
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    return written
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -88,9 +94,12 @@ def _run(arguments: Sequence[str]) -> int:
     if [*arguments] == ["version"] and completion.VARIABLE not in os.environ:
         print(f"ocis2i {__version__}")
         return 0
-    from ocis2i.commands import application  # noqa: PLC0415 - takes long to load
+    from ocis2i.commands.ahead import agent_ahead  # noqa: PLC0415 - takes long to load
 
-    return application.run(arguments)
+    with agent_ahead(arguments):
+        from ocis2i.commands import application  # noqa: PLC0415 - takes longest to load
+
+        return application.run(arguments)
 
 
 def _fail(error: Ocis2iError) -> int:
@@ -101,7 +110,10 @@ def _fail(error: Ocis2iError) -> int:
         from ocis2i.commands.failing import with_way_back  # noqa: PLC0415 - few builds load it
 
         kept = State.journal.kept if State.journal else None
-        error.failure = with_way_back(error.failure, State.arguments, kept)
+        build = State.journal.name if State.journal else ""
+        error.failure = with_way_back(
+            error.failure, State.arguments, kept, State.secrets, build=build
+        )
     document = _record(error, code)
     if State.as_json and document:
         with suppress(OSError):  # it may be what failed; standard error still says so

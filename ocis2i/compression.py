@@ -25,7 +25,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
 
 from ocis2i.blobs import CHUNK, Readable
 from ocis2i.errors import ImageError, PolicyError, UsageError
@@ -53,6 +54,8 @@ _SAMPLE = 4096
 # A sample that keeps so much of its size is of what was compressed or encrypted before.
 _DENSE = 0.99
 _DICTIONARY = 1 << 15
+# What one stored block of deflate can have.
+_STORED = 65_535
 # Blocks on their way, each with its source and its result: about 2 MiB.
 _IN_FLIGHT = 14
 _ZSTD_JOB = 2 << 20
@@ -135,6 +138,12 @@ class DecompressedReader:
             missing -= len(part) if size >= 0 else 0
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read1(self, size: int, /) -> bytes:
+        """What comes next, at most `size` bytes and nothing at the end: not put together."""
+        data = self._buffer or self._produce(size)
+        self._buffer = data[size:]
+        return data[:size] if self._buffer else data
+
     def close(self) -> None:
         """Closes the stream below."""
         self._stream.close()
@@ -157,14 +166,19 @@ class DecompressedReader:
 
 
 def open_decompressed(
-    stream: Readable, media_type: str, *, limit: int | None = None, what: str = "a layer"
+    stream: Readable,
+    media_type: str,
+    *,
+    limit: int | None = None,
+    what: str = "a layer",
+    large: bool = False,
 ) -> DecompressedReader:
     """The tar inside a layer blob of the given media type, in bounded memory.
 
     gzip data may have several members (RFC 1952, section 2.2), zstd data several frames. `what`
-    names the blob in messages ("blob `sha256:…`"). Raises `ImageError` when the data is not what
-    the type says, or, while reading, when it is broken; `PolicyError` when more than `limit` bytes
-    come out.
+    names the blob in messages ("blob `sha256:…`"). One that is `large` is worth loading ISA-L for.
+    Raises `ImageError` when the data is not what the type says, or, while reading, when it is
+    broken; `PolicyError` when more than `limit` bytes come out.
     """
     expected = Compression.of_media_type(media_type)
     head = _read_exactly(stream, len(_ZSTD_MAGIC))
@@ -177,7 +191,7 @@ def open_decompressed(
     decoder: _Decoder
     match expected:
         case Compression.GZIP:
-            decoder = _GzipDecoder(source, what)
+            decoder = _GzipDecoder(source, what, _inflating(large=large))
         case Compression.ZSTD:
             decoder = _ZstdDecoder(source, what)
         case Compression.NONE:
@@ -215,17 +229,54 @@ class _PlainDecoder:
         return self._source.read(limit)
 
 
+class _Member(Protocol):
+    """What inflates one member of gzip data, as `zlib.decompressobj` does, with its checksum."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """At most `max_length` bytes."""
+
+
+class _Inflating(NamedTuple):
+    """A library that inflates: how a member begins, and what it raises when that is broken."""
+
+    member: Callable[[], _Member]
+    broken: type[Exception]
+
+
+def _zlib_member() -> _Member:
+    return cast(_Member, zlib.decompressobj(wbits=31))
+
+
+def _inflating(*, large: bool) -> _Inflating:
+    """ISA-L takes two thirds of zlib's time, and 2 ms to load."""
+    if large:
+        try:
+            from isal import isal_zlib  # noqa: PLC0415 - for large layers
+        except ImportError:
+            pass
+        else:
+            # Its stubs take the class for an object of it.
+            broken = cast(type[Exception], isal_zlib.error)
+            return _Inflating(lambda: isal_zlib.decompressobj(wbits=31), broken)
+    return _Inflating(_zlib_member, zlib.error)
+
+
 class _GzipDecoder:
-    def __init__(self, source: _Prefixed, what: str) -> None:
+    def __init__(self, source: _Prefixed, what: str, inflating: _Inflating) -> None:
         self._source = source
         self._what = what
-        self._member = zlib.decompressobj(wbits=31)
+        self._inflating = inflating
+        self._member = inflating.member()
         self._input = b""
 
     def decode(self, limit: int) -> bytes:
         while True:
             if not self._input:
-                self._input = self._source.read(_INPUT)
+                self._input = self._source.read(CHUNK)  # as it comes, not cut
             if self._member.eof:
                 if not self._input:
                     return b""
@@ -239,7 +290,7 @@ class _GzipDecoder:
         exhausted = not self._input
         try:
             data = self._member.decompress(self._input, limit)
-        except zlib.error as error:
+        except self._inflating.broken as error:
             raise ImageError(f"broken gzip data in {self._what}: {error}") from error
         self._input = self._member.unused_data or self._member.unconsumed_tail
         if exhausted and not data and not self._member.eof:
@@ -251,7 +302,7 @@ class _GzipDecoder:
             self._input += more
         if not self._input.startswith(_GZIP_MAGIC):
             raise ImageError(f"broken gzip data in {self._what}: there is more after its end")
-        self._member = zlib.decompressobj(wbits=31)
+        self._member = self._inflating.member()
 
 
 class _ZstdDecoder:
@@ -375,6 +426,10 @@ class DiffIdReader:
         self._hash.update(data)
         return data
 
+    def feed(self, data: bytes) -> None:
+        """Counts in what was read past this reader."""
+        self._hash.update(data)
+
     def close(self) -> None:
         """Closes the stream below."""
         self._stream.close()
@@ -409,9 +464,16 @@ class WrittenLayer:
     uncompressed_size: int
 
 
+class Writable(Protocol):
+    """What the blob is written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """All of the data."""
+
+
 def compress(
     source: Readable,
-    out: BinaryIO,
+    out: Writable,
     *,
     compression: Compression,
     level: int | None = None,
@@ -448,8 +510,16 @@ def compress(
 
 
 _Encoder = Callable[[_Blocks], _Blocks]
-# A block, what is before it, the level, and whether it is the last one.
-_Deflate = Callable[[bytes, bytes, int, bool], bytes]
+
+
+class _Way(NamedTuple):
+    """A library that compresses and counts.
+
+    `deflate` takes a block, what is before it, the level, and whether it is the last one.
+    """
+
+    deflate: Callable[[bytes, bytes, int, bool], bytes]
+    crc32: Callable[[bytes, int], int]
 
 
 def _encoder(compression: Compression, level: int | None, workers: int, *, fast: bool) -> _Encoder:
@@ -458,8 +528,8 @@ def _encoder(compression: Compression, level: int | None, workers: int, *, fast:
     match compression:
         case Compression.GZIP:
             chosen = DEFAULT_GZIP_LEVEL if level is None else level
-            deflate = (_fast_deflate() if fast and level is None else None) or _deflate
-            return lambda blocks: _gzip(blocks, deflate, chosen, workers)
+            way = (_fast_deflate() if fast and level is None else None) or _ZLIB
+            return lambda blocks: _gzip(blocks, way, chosen, workers)
         case Compression.ZSTD:
             chosen = DEFAULT_ZSTD_LEVEL if level is None else level
             return lambda blocks: _zstd(blocks, chosen, workers)
@@ -472,7 +542,10 @@ def check_level(compression: Compression, level: int | None) -> None:
     if level is None:
         return
     if compression not in _LEVELS:
-        raise UsageError(f"there is no compression to have the level `{level}`")
+        raise UsageError(
+            f"there is no compression to have the level `{level}`",
+            hint="leave --compression-level out, or choose gzip or zstd",
+        )
     levels = _LEVELS[compression]
     if level not in levels:
         raise UsageError(
@@ -481,21 +554,37 @@ def check_level(compression: Compression, level: int | None) -> None:
         )
 
 
-def _gzip(blocks: _Blocks, deflate: _Deflate, level: int, workers: int) -> _Blocks:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - loads logging
-
+def _gzip(blocks: _Blocks, way: _Way, level: int, workers: int) -> _Blocks:
     # No time and no name: the bytes depend on the content only (RFC 1952, section 2.3.1).
     yield b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
     crc, size = 0, 0
+
+    def counted() -> Iterator[tuple[bytes, bytes, int, bool]]:
+        nonlocal crc, size
+        window = b""
+        for block, last in _with_last(blocks):
+            crc = way.crc32(block, crc)
+            size += len(block)
+            yield block, window, level, last
+            window = block[-_DICTIONARY:]
+
+    work = counted()
+    first = next(work)
+    if first[-1]:  # all there is: it needs no thread
+        yield way.deflate(*first)
+    else:
+        yield from _in_threads(way, chain([first], work), workers)
+    yield struct.pack("<II", crc, size & 0xFFFFFFFF)
+
+
+def _in_threads(way: _Way, work: Iterator[tuple[bytes, bytes, int, bool]], workers: int) -> _Blocks:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - loads logging
+
     on_their_way: deque[Future[bytes]] = deque()
-    window = b""
     with ThreadPoolExecutor(workers, thread_name_prefix="gzip") as pool:
         try:
-            for block, last in _with_last(blocks):
-                crc = zlib.crc32(block, crc)
-                size += len(block)
-                on_their_way.append(pool.submit(deflate, block, window, level, last))
-                window = block[-_DICTIONARY:]
+            for one in work:
+                on_their_way.append(pool.submit(way.deflate, *one))
                 # One block waits for each that is worked on, and no more.
                 if len(on_their_way) >= min(2 * workers, _IN_FLIGHT):
                     yield on_their_way.popleft().result()
@@ -504,7 +593,6 @@ def _gzip(blocks: _Blocks, deflate: _Deflate, level: int, workers: int) -> _Bloc
         finally:
             for future in on_their_way:
                 future.cancel()
-    yield struct.pack("<II", crc, size & 0xFFFFFFFF)
 
 
 def _with_last(blocks: _Blocks) -> Iterator[tuple[bytes, bool]]:
@@ -517,8 +605,8 @@ def _with_last(blocks: _Blocks) -> Iterator[tuple[bytes, bool]]:
 
 
 def _deflate(block: bytes, dictionary: bytes, level: int, last: bool) -> bytes:  # noqa: FBT001
-    if level and _is_dense(block):
-        level = 0
+    if level and _is_dense(block, zlib.compress, 1):
+        return _stored(block, last=last)
     if dictionary:
         compressor = zlib.compressobj(
             level, wbits=-zlib.MAX_WBITS, memLevel=_MEM_LEVEL, zdict=dictionary
@@ -529,31 +617,60 @@ def _deflate(block: bytes, dictionary: bytes, level: int, last: bool) -> bytes: 
     return data + compressor.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
 
 
-def _is_dense(block: bytes) -> bool:
-    """Whether a block will not become smaller, by a few samples: zlib is slowest with those."""
+_ZLIB = _Way(_deflate, zlib.crc32)
+
+
+def _is_dense(
+    block: bytes, compress_sample: Callable[[bytes, int], bytes], long_level: int
+) -> bool:
+    """Whether a block will not become smaller, by a few samples: zlib is slowest with those.
+
+    `long_level` is that for the long sample, to find what repeats itself far apart.
+    """
     if len(block) < 4 * _DICTIONARY:
         return False
     step = len(block) // 8
-    # The first is as long as what zlib looks back: dense data may repeat itself.
-    sizes = (2 * _DICTIONARY, *(_SAMPLE for _ in range(7)))
-    samples = (block[at * step : at * step + size] for at, size in enumerate(sizes))
-    return all(len(zlib.compress(sample, 1)) > _DENSE * len(sample) for sample in samples)
+    # The last is as long as what zlib looks back: dense data may repeat itself. What is not dense
+    # is mostly known by a short one.
+    samples = [(block[at * step : at * step + _SAMPLE], 1) for at in range(1, 8)]
+    samples.append((block[: 2 * _DICTIONARY], long_level))
+    return all(
+        len(compress_sample(sample, level)) > _DENSE * len(sample) for sample, level in samples
+    )
 
 
-def _fast_deflate() -> _Deflate | None:
-    """The same by ISA-L, which knows by itself what is dense; `None` where it is not installed."""
+def _stored(block: bytes, *, last: bool) -> bytes:
+    """A block that is not compressed (RFC 1951, section 3.2.4); what is before it ends at a byte.
+
+    zlib's level 0 makes the same of it, and takes fifty times as long.
+    """
+    view = memoryview(block)
+    parts: list[bytes | memoryview] = []
+    for at in range(0, len(block), _STORED):
+        piece = view[at : at + _STORED]
+        final = last and at + _STORED >= len(block)
+        parts += [struct.pack("<BHH", final, len(piece), len(piece) ^ 0xFFFF), piece]
+    return b"".join(parts)
+
+
+def _fast_deflate() -> _Way | None:
+    """The same by ISA-L; `None` where it is not installed."""
     try:
         from isal import isal_zlib  # noqa: PLC0415 - for who writes a layer
     except ImportError:
         return None
 
     def deflate(block: bytes, dictionary: bytes, _: int, last: bool) -> bytes:  # noqa: FBT001
+        # ISA-L knows by itself what is dense, and takes three times as long to find it out. Of
+        # its levels only the third sees repetitions in what is dense otherwise.
+        if _is_dense(block, isal_zlib.compress, 3):
+            return _stored(block, last=last)
         compressor = isal_zlib.compressobj(_FAST_LEVEL, wbits=-zlib.MAX_WBITS, zdict=dictionary)
         data: bytes = compressor.compress(block)
         end: bytes = compressor.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
         return data + end
 
-    return deflate
+    return _Way(deflate, isal_zlib.crc32)
 
 
 def _zstd(blocks: _Blocks, level: int, workers: int) -> _Blocks:

@@ -198,12 +198,18 @@ def identify(user: str, rootfs: Rootfs) -> Identity:
 def make_working_directory(cwd: str, rootfs: Rootfs) -> None:
     """Makes a `WORKDIR` that the image lacks, as Docker does when it makes a container."""
     if "\0" in cwd:
-        raise ImageError(f"the working directory `{cwd}` of the image has a zero byte")
+        raise ImageError(
+            f"the working directory `{cwd}` of the image has a zero byte",
+            hint="put WORKDIR right in the builder image",
+        )
     mode = rootfs.modes([cwd])[0]
     if mode is None:
         rootfs.make_directory(cwd)
     elif not stat.S_ISDIR(mode):
-        raise ImageError(f"the working directory `{cwd}` is no directory in the image")
+        raise ImageError(
+            f"the working directory `{cwd}` is no directory in the image",
+            hint="put WORKDIR right in the builder image",
+        )
 
 
 def process_environment(
@@ -239,7 +245,8 @@ def check_script(place: ScriptPlace, image: str, rootfs: Rootfs) -> None:
         )
     if not mode & 0o111:
         raise ScriptsError(
-            f"the script `{place.path_in_image}` of the image `{image}` is not executable"
+            f"the script `{place.path_in_image}` of the image `{image}` is not executable",
+            hint="`chmod +x` it where the image is built",
         )
 
 

@@ -35,9 +35,15 @@ def read_settings(path: Path, what: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UsageError(f"{what} `{path}` cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{what} `{path}` cannot be read: {error.strerror}",
+            hint="name a file that is there and that you may read",
+        ) from error
     if len(data) > FILE_LIMIT:
-        raise UsageError(f"{what} `{path}` is larger than {FILE_LIMIT} bytes")
+        raise UsageError(
+            f"{what} `{path}` is larger than {FILE_LIMIT} bytes",
+            hint="look whether it is the right file: settings are small",
+        )
     return data
 
 
@@ -48,4 +54,6 @@ def decode_toml(data: bytes, path: Path, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{what} `{path}` is not TOML: {error}") from error
+        raise UsageError(
+            f"{what} `{path}` is not TOML: {error}", hint="put it right at that place"
+        ) from error

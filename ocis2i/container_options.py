@@ -49,7 +49,10 @@ def parse_add_host(text: str) -> HostEntry:
     if not colon or not name or not address:
         raise UsageError(f"`--add-host` is `{text}`", hint="write it as NAME:ADDRESS")
     if not is_host_name(name):
-        raise UsageError(f"`--add-host` is `{text}`: `{name}` cannot be the name of a host")
+        raise UsageError(
+            f"`--add-host` is `{text}`: `{name}` cannot be the name of a host",
+            hint="write NAME:ADDRESS, the name of letters, digits, dots and hyphens",
+        )
     if address == "host-gateway":
         raise UsageError(
             f"`--add-host` is `{text}`: there is no gateway to the host, a build is in its network",

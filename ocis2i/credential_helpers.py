@@ -58,7 +58,8 @@ class Helper:
         """How it ended, `None` when it says that it has no such credentials."""
         if not HELPER_NAME.match(self.name):
             raise RegistryError(
-                f"{self.named_by} names the credential helper `{self.name}`, which is no name"
+                f"{self.named_by} names the credential helper `{self.name}`, which is no name",
+                hint="put the name right in that file",
             )
         found = proc.find_program(self.program, self.environment.get("PATH"))
         if found is None:
@@ -106,11 +107,13 @@ class Helper:
         except (ValueError, AttributeError, RecursionError):
             # Not quoted, and no cause attached: what it printed may be the secret.
             raise RegistryError(
-                f"the credential helper `{self.program}` did not answer with JSON"
+                f"the credential helper `{self.program}` did not answer with JSON",
+                hint="try it by hand: echo HOST | HELPER get",
             ) from None
         if not isinstance(username, str) or not isinstance(secret, str):
             raise RegistryError(
-                f"the credential helper `{self.program}` answered with something else"
+                f"the credential helper `{self.program}` answered with something else",
+                hint="try it by hand: echo HOST | HELPER get",
             )
         if not secret:
             return None

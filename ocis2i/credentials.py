@@ -78,15 +78,23 @@ def credentials_of_environment(
     key = registry_key(where, _PREFIX)
     if given["TOKEN"]:
         if given["USER"] or given["PASSWORD"] or given["PASSWORD_FILE"]:
-            raise UsageError(f"{_PREFIX}_TOKEN and {_PREFIX}_USER exclude each other")
+            raise UsageError(
+                f"{_PREFIX}_TOKEN and {_PREFIX}_USER exclude each other", hint="unset one of them"
+            )
         return {key: Credentials(registry_token=given["TOKEN"], source=f"{_PREFIX}_TOKEN")}
     if given["PASSWORD"] and given["PASSWORD_FILE"]:
-        raise UsageError(f"{_PREFIX}_PASSWORD and {_PREFIX}_PASSWORD_FILE exclude each other")
+        raise UsageError(
+            f"{_PREFIX}_PASSWORD and {_PREFIX}_PASSWORD_FILE exclude each other",
+            hint="unset one of them",
+        )
     password = given["PASSWORD"]
     if given["PASSWORD_FILE"]:
         password = decode_password(read(given["PASSWORD_FILE"]), PASSWORD_FILE)
     if not given["USER"] or not password:
-        raise UsageError(f"{_PREFIX}_USER and {_PREFIX}_PASSWORD go together: one is missing")
+        raise UsageError(
+            f"{_PREFIX}_USER and {_PREFIX}_PASSWORD go together: one is missing",
+            hint="set both of them",
+        )
     return {key: Credentials(given["USER"], password, source=f"{_PREFIX}_USER")}
 
 
@@ -98,11 +106,16 @@ def decode_password(data: bytes, what: str) -> str:
     try:
         password = data.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise UsageError(f"the password of {what} is not UTF-8") from None
+        raise UsageError(f"the password of {what} is not UTF-8", hint="write it in UTF-8") from None
     if not password:
-        raise UsageError(f"the password of {what} is empty")
+        raise UsageError(
+            f"the password of {what} is empty", hint="give the password, or leave the user out"
+        )
     if "\n" in password or "\0" in password:
-        raise UsageError(f"the password of {what} must be one line")
+        raise UsageError(
+            f"the password of {what} must be one line",
+            hint="give the password alone, without a line break in it",
+        )
     return password
 
 
@@ -120,7 +133,9 @@ def registry_key(text: str, what: str) -> str:
     try:
         reference = Reference.parse(f"{name}/{namespace or 'any'}")
     except UsageError as error:
-        raise UsageError(f"{what} is no registry: {error.message}") from error
+        raise UsageError(
+            f"{what} is no registry: {error.message}", hint="write HOST or HOST:PORT"
+        ) from error
     if name not in (reference.registry, "index.docker.io") or reference.tag:
         raise UsageError(
             f"{what}: `{text}` is no registry",

@@ -147,7 +147,8 @@ def render(plan: DockerfilePlan) -> str:
     for line in lines:
         if len(line.encode()) > LINE_LIMIT:
             raise UsageError(
-                f"`{line[:40]}...` has more than {LINE_LIMIT} bytes, no Dockerfile has such lines"
+                f"`{line[:40]}...` has more than {LINE_LIMIT} bytes, no Dockerfile has such lines",
+                hint="make the value shorter, or build without --as-dockerfile",
             )
     return "\n".join(lines) + "\n"
 
@@ -301,7 +302,8 @@ def _one_line(name: str, value: str) -> str:
     if "\n" in value or "\r" in value:
         raise UsageError(
             f"the value of the variable `{_shown(name)}` has a line break, which a Dockerfile "
-            "cannot hold"
+            "cannot hold",
+            hint="leave the variable out, or build without --as-dockerfile",
         )
     return value
 
@@ -450,7 +452,10 @@ def _json(words: Sequence[str]) -> str:
     for word in words:
         # A line break would be harmless here, but the paths of comments and messages have none.
         if not word.isprintable():
-            raise UsageError(f"`{_shown(word)}` cannot be written in a Dockerfile")
+            raise UsageError(
+                f"`{_shown(word)}` cannot be written in a Dockerfile",
+                hint="choose a name without such characters, or build without --as-dockerfile",
+            )
     return json.dumps(list(words), ensure_ascii=False)
 
 

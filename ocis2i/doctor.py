@@ -23,10 +23,10 @@ from ocis2i.isolation.ladder import Caller, Choice, Finding, Need, Refused, Step
 from ocis2i.isolation.place import find_place, status_fields
 from ocis2i.isolation.probes import NAMESPACES, Probes
 from ocis2i.isolation.sentences import Place, refusal
+from ocis2i.limits import human_size
 from ocis2i.proc import find_program, run
 from ocis2i.reference import Reference
 from ocis2i.registry import Registry
-from ocis2i.report import human_size
 from ocis2i.session import session
 from ocis2i.settings import Settings
 from ocis2i.store import Store

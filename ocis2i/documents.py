@@ -195,7 +195,7 @@ def failure_document(
         "state": "failed",
         "reason": error.reason,
         "message": error.message,
-        "hint": error.hint,
+        "hint": error.way_out,
         "exit_code": code,
         "script_exit_code": error.script_exit_code if isinstance(error, ScriptError) else None,
         "failure": error.failure.document() if error.failure else None,

@@ -13,11 +13,13 @@ class Ocis2iError(Exception):
 
     `reason` is a word of S2I's failure vocabulary where one exists (source-to-image
     `pkg/util/status`), else one of ours in the same form. `exit_code` ends the process. `failure`
-    is what is known of the script that failed, if it was one.
+    is what is known of the script that failed, if it was one. What to try when nobody knows better,
+    as for a broken file of somebody else's, is `last_hint`.
     """
 
     exit_code: ClassVar[int] = 1
     default_reason: ClassVar[str] = "GenericS2IBuildFailed"
+    last_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None, reason: str | None = None) -> None:
         super().__init__(message)
@@ -26,12 +28,18 @@ class Ocis2iError(Exception):
         self.reason = reason or self.default_reason
         self.failure: Failure | None = None
 
+    @property
+    def way_out(self) -> str | None:
+        """What the user is told to try."""
+        return self.hint or (None if self.failure else self.last_hint)
+
 
 class UsageError(Ocis2iError):
     """An argument, a flag or a setting that cannot mean anything."""
 
     exit_code = 2
     default_reason = "InvalidUsage"
+    last_hint = "`ocis2i help VERB` lists what a verb takes"
 
 
 class SourceError(Ocis2iError):
@@ -39,6 +47,7 @@ class SourceError(Ocis2iError):
 
     exit_code = 3
     default_reason = "FetchSourceFailed"
+    last_hint = "look at what is named there; if it was made by a tool, make it again"
 
 
 class ImageError(Ocis2iError):
@@ -46,12 +55,14 @@ class ImageError(Ocis2iError):
 
     exit_code = 4
     default_reason = "PullBuilderImageFailed"
+    last_hint = "it is damaged, or not what it says: get it again, or take another one"
 
 
 class ScriptsError(ImageError):
     """The builder image does not offer the S2I scripts that a build needs."""
 
     default_reason = "InstallScriptsFailed"
+    last_hint = "take a builder that has it, or name the scripts' place with --scripts-url"
 
 
 class RegistryError(Ocis2iError):
@@ -59,6 +70,7 @@ class RegistryError(Ocis2iError):
 
     exit_code = 5
     default_reason = "RegistryFailed"
+    last_hint = "try again; if it stays so, ask who runs that registry"
 
 
 class IsolationError(Ocis2iError):
@@ -66,6 +78,7 @@ class IsolationError(Ocis2iError):
 
     exit_code = 6
     default_reason = "IsolationUnavailable"
+    last_hint = "`ocis2i doctor` says what works on this host, and what would give it more"
 
 
 class ScriptError(Ocis2iError):
@@ -96,6 +109,7 @@ class OutputError(Ocis2iError):
 
     exit_code = 8
     default_reason = "ContainerCommitFailed"
+    last_hint = "name a place that is there and can be written"
 
 
 class PolicyError(Ocis2iError):
@@ -103,6 +117,7 @@ class PolicyError(Ocis2iError):
 
     exit_code = 9
     default_reason = "PolicyViolated"
+    last_hint = "it is a fixed limit: make it less"
 
 
 class Interrupted(Ocis2iError):  # noqa: N818 - named for what happened, it is not a fault

@@ -89,6 +89,13 @@ class ImagePushed:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ContainerKept:
+    """The container of the script that failed stays, in this directory."""
+
+    where: str
+
+
 Event = (
     StageStarted
     | StageEnded
@@ -99,6 +106,7 @@ Event = (
     | ImageStored
     | OutputWritten
     | ImagePushed
+    | ContainerKept
 )
 Report = Callable[[Event], None]
 

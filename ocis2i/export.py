@@ -382,7 +382,9 @@ def _runtime_stage(
 def _artifact(pair: PathPair, cwd: str) -> Artifact:
     if pair.source == "/":
         raise UsageError(
-            "`/` is the whole image, and no artifact", reason="InvalidArtifactsMapping"
+            "`/` is the whole image, and no artifact",
+            reason="InvalidArtifactsMapping",
+            hint="name a directory or a file in it",
         )
     return Artifact(pair.source, target_of(pair, cwd))
 
@@ -427,7 +429,10 @@ def _names(work: _Work, number: int, top: str, files: tuple[InjectedFile, ...]) 
         twin = base / relative
         # The walk made these names; a `..` in one would still be ours to refuse.
         if not twin.resolve().is_relative_to(base.resolve()):
-            raise UsageError(f"the injected file `{file.source}` leaves its directory")
+            raise UsageError(
+                f"the injected file `{file.source}` leaves its directory",
+                hint="name a directory whose links stay inside",
+            )
         _make(twin.parent)
         _write(twin, "")
         if not file.directory:

@@ -23,6 +23,8 @@ class Failure:
     `origin` says where the script came from, `exit_code` is its own, `None` when it never began.
     `tail` are the last lines of its output, of `lines` in all. `kept` is the directory of the
     build's record, with all that was printed, `repeat` the command that does the step again.
+    `container` is the directory of the script's container where it stays, `enter` the command that
+    goes into it.
     """
 
     stage: str
@@ -38,6 +40,8 @@ class Failure:
     lines: int = 0
     kept: str | None = None
     repeat: str | None = None
+    container: str | None = None
+    enter: str | None = None
 
     def masked(self, mask: Callable[[str], str]) -> Failure:
         """The same with every text gone through `mask`."""
@@ -63,6 +67,8 @@ class Failure:
             "tail": list(self.tail),
             "kept": self.kept,
             "repeat": self.repeat,
+            "container": self.container,
+            "enter": self.enter,
         }
 
 
@@ -84,9 +90,15 @@ def screen(failure: Failure, *, said: str = "", quiet: bool = False) -> Iterator
     for name, text in facts:
         if text and not (name in _MAY_BE_SAID and text in said):
             yield from _wrapped(name, text)
-    if failure.repeat:
-        # Never cut into lines: it is there to be copied.
-        yield f"  {'repeat':<11}{_one_line(failure.repeat)}"
+    # Never cut into lines: they are there to be copied.
+    copied = (
+        ("container", failure.container),
+        ("enter", failure.enter),
+        ("repeat", failure.repeat),
+    )
+    for name, text in copied:
+        if text:
+            yield f"  {name:<11}{_one_line(text)}"
     yield from _output(failure, quiet=quiet)
 
 

@@ -53,20 +53,27 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes, *, scratch: Path, mode: int = 0o644) -> None:
-    """Replaces `path` by `data` at once; `scratch` is a directory on the same file system."""
+def write_atomic(
+    path: Path, data: bytes, *, scratch: Path, mode: int = 0o644, durable: bool = True
+) -> None:
+    """Replaces `path` by `data` at once; `scratch` is a directory on the same file system.
+
+    What is not `durable` may be torn when the machine crashes, and waits for no disk.
+    """
     fd, name = tempfile.mkstemp(dir=scratch)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 class Lock:

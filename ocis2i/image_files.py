@@ -116,7 +116,10 @@ def read_tree(found: Obtained, places: Places, wanted: Callable[[str], bool]) ->
         room = reader.room
         entries = merge(entries, reader)
         if len(entries) > _MOST_ENTRIES:
-            raise PolicyError(f"`{found.name}` has more than {_MOST_ENTRIES} files")
+            raise PolicyError(
+                f"`{found.name}` has more than {_MOST_ENTRIES} files",
+                hint="it is a fixed limit: take a smaller image",
+            )
     return Tree(entries)
 
 
@@ -151,7 +154,10 @@ class _LayerReader:
 
     def _note(self, header: tar.Header, archive: tar.Reader) -> None:
         if len(self.entries) > _MOST_ENTRIES:
-            raise PolicyError(f"a layer has more than {_MOST_ENTRIES} files")
+            raise PolicyError(
+                f"a layer has more than {_MOST_ENTRIES} files",
+                hint="it is a fixed limit: take a smaller image",
+            )
         path = _clean(header.name)
         if path is None:
             return

@@ -323,7 +323,10 @@ def children(index: Index) -> list[Descriptor]:
     """What an index has, each once; raises `ImageError` for more than anybody honest puts there."""
     distinct = _distinct(index.manifests)
     if len(distinct) > WIDEST:
-        raise ImageError(f"the index has {len(distinct)} images, {WIDEST} are the most")
+        raise ImageError(
+            f"the index has {len(distinct)} images, {WIDEST} are the most",
+            hint="choose one of its images by its digest",
+        )
     return distinct
 
 
@@ -454,7 +457,10 @@ def _check_layer_types(manifest: Manifest) -> None:
 def _check_platform(image: Image, wanted: Platform, name: str) -> None:
     has = image.config.platform
     if has.os and has.os != wanted.os:
-        raise ImageError(f"image `{name}` is for `{has}`, not for `{wanted}`")
+        raise ImageError(
+            f"image `{name}` is for `{has}`, not for `{wanted}`",
+            hint="choose with --platform, or pull the image of this platform",
+        )
     if has.architecture and has.architecture != wanted.architecture:
         raise ImageError(
             f"image `{name}` is for `{has}`, not for `{wanted}`",

@@ -128,7 +128,9 @@ def parse_annotations(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key.strip() or not equals:
-            raise UsageError(f"--annotation `{text[:80]}` is not KEY=VALUE")
+            raise UsageError(
+                f"--annotation `{text[:80]}` is not KEY=VALUE", hint="write --annotation KEY=VALUE"
+            )
         found[key] = value
     return found
 

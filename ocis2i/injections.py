@@ -320,11 +320,17 @@ def _parents(path: str) -> list[str]:
 
 
 def _refusal(path: str, why: str) -> UsageError:
-    return UsageError(f"{_FLAG}: `{shown(path)}` {why}")
+    return UsageError(
+        f"{_FLAG}: `{shown(path)}` {why}",
+        hint="name a file or directory that is there, as SRC or SRC:DST",
+    )
 
 
 def _unreadable(path: str, error: OSError) -> UsageError:
-    return UsageError(f"{_FLAG}: cannot read `{shown(path)}`: {error.strerror or error}")
+    return UsageError(
+        f"{_FLAG}: cannot read `{shown(path)}`: {error.strerror or error}",
+        hint="let this user read it",
+    )
 
 
 def _too_large() -> UsageError:

@@ -13,8 +13,8 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TextIO
 
 from ocis2i.errors import OutputError, UsageError
 from ocis2i.events import (
+    ContainerKept,
     Event,
     ImagePushed,
     ImageStored,
@@ -102,8 +103,12 @@ def moment(time: datetime) -> str:
 
 
 def new_id(started: datetime) -> str:
-    """A name for the record of a build that begins now."""
-    return f"{started.astimezone(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    """A name for the record of a build that begins now; names sort as builds began.
+
+    Its last part begins with the fraction of the second, in 4096ths, and ends with chance.
+    """
+    fraction = started.microsecond * 4096 // 1_000_000
+    return f"{started.astimezone(UTC):%Y%m%d-%H%M%S}-{fraction:03x}{secrets.randbelow(4096):03x}"
 
 
 def as_line(event: Json) -> bytes:
@@ -114,7 +119,7 @@ def as_line(event: Json) -> bytes:
 # --- what an event is on paper ----------------------------------------------------------------
 
 
-def fields_of(event: Event) -> Json | None:  # noqa: C901 - a line for each kind
+def fields_of(event: Event) -> Json | None:  # noqa: C901, PLR0912 - a line for each kind
     """The fields of an event, `type` among them; `None` for what only developers read."""
     if isinstance(event, Notice) and event.level == "debug":
         return None
@@ -140,6 +145,8 @@ def fields_of(event: Event) -> Json | None:  # noqa: C901 - a line for each kind
             fields = {"type": "written", "where": where}
         case ImagePushed(names):
             fields = {"type": "pushed", "names": list(names)}
+        case ContainerKept(where):
+            fields = {"type": "kept", "where": where}
     return fields
 
 
@@ -255,6 +262,12 @@ class Journal:
     def kept(self) -> Path | None:
         """The directory of the record, if it is there after the end."""
         return self._files.path if self._files and self._lasting else None
+
+    @property
+    def name(self) -> str:
+        """What to call the build on a command line: of a record elsewhere the directory."""
+        path = self._files.path if self._files else Path(self.id)
+        return self.id if path.name == self.id else str(path.absolute())
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
@@ -389,15 +402,35 @@ def record_in_store(store_root: Path, heading: Heading, started: datetime) -> tu
     records.mkdir(mode=0o700, exist_ok=True)
     # Nobody sees it before it is locked, or it would look like one of a build that died.
     scratch, path = records / f".{name}", records / name
-    scratch.mkdir(mode=0o700)
-    try:
-        files = _make(scratch, heading.document(name, started))
-        scratch.rename(path)
-    except BaseException:
-        remove_tree(scratch)
-        raise
+    with _making(records, fcntl.LOCK_SH):
+        scratch.mkdir(mode=0o700)
+        try:
+            files = _make(scratch, heading.document(name, started))
+            scratch.rename(path)
+        except BaseException:
+            remove_tree(scratch)
+            raise
     files.path = path
     return name, files
+
+
+@contextmanager
+def _making(records: Path, how: int) -> Iterator[None]:
+    """Held shared by who makes a record, alone by who looks for what was left of one.
+
+    Raises `BlockingIOError` where that is not to be waited for.
+    """
+    directory = os.open(records, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(directory, how)
+        except BlockingIOError:
+            raise
+        except OSError:  # no locks on this file system
+            pass
+        yield
+    finally:
+        os.close(directory)
 
 
 def record_at(path: Path, heading: Heading, started: datetime) -> tuple[str, _Files]:
@@ -427,7 +460,7 @@ def _make(path: Path, document: Json) -> _Files:
     lock = os.open(path / LOCK, _NEW | os.O_EXCL, 0o600)
     try:
         with suppress(OSError):  # no locks on this file system: readers ask for the process
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         (path / LOGS).mkdir(mode=0o700)
         events = os.open(path / EVENTS, _APPENDING | os.O_CREAT | os.O_EXCL, 0o600)
     except BaseException:
@@ -445,12 +478,14 @@ def _make(path: Path, document: Json) -> _Files:
 def reopen(record: Record) -> _Files:
     """The files of a record that somebody goes on with, by this process now.
 
-    Raises `UsageError` while another process works on it, `OutputError` when it cannot be written.
+    Raises `UsageError` while another process works on it, or when it was forgotten meanwhile;
+    `OutputError` when it cannot be written.
     """
     try:
         lock = os.open(record.path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
+            _check_there(record, lock)
             events = os.open(record.path / EVENTS, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except BaseException:
             os.close(lock)
@@ -467,8 +502,51 @@ def reopen(record: Record) -> _Files:
             hint=f"wait for it: ocis2i wait {record.id}",
         ) from None
     except OSError as error:
+        if not record.path.exists():
+            raise _forgotten(record) from error
         raise explain(error, f"the record of the build `{record.id}` cannot be written") from error
     return files
+
+
+# Who only looks holds the lock for some microseconds.
+_LOOKS = 200
+_LOOK_SECONDS = 0.005
+
+
+def _take(lock: int) -> None:
+    """Locks a record for who writes it. Raises `BlockingIOError` while somebody else works on it.
+
+    A reader that asks whether somebody does (`records`) holds the lock shared for a moment: that
+    is waited for. Any other `OSError` where there are no locks.
+    """
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A writer is not shared with: then this raises.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            threading.Event().wait(_LOOK_SECONDS)
+        else:
+            return
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _check_there(record: Record, lock: int) -> None:
+    """Raises `UsageError` when the locked file is not the record's any more: `prune` was here."""
+    try:
+        there = (record.path / LOCK).stat()
+    except FileNotFoundError:
+        raise _forgotten(record) from None
+    if not os.path.samestat(there, os.fstat(lock)):
+        raise _forgotten(record)
+
+
+def _forgotten(record: Record) -> UsageError:
+    return UsageError(
+        f"the record of the build `{record.id}` was removed meanwhile",
+        hint="`ocis2i ps -a` lists the builds that are there",
+    )
 
 
 def _seq(event: Json) -> int:
@@ -539,9 +617,9 @@ def forget(path: Path) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """False when somebody else holds the lock; where there are no locks, nobody does."""
+    """False when somebody else works on it; where there are no locks, nobody does."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError:
         return False
     except OSError:
@@ -552,8 +630,10 @@ def _try_lock(descriptor: int) -> bool:
 def leftovers(store_root: Path) -> list[Path]:
     """Records of which only a part is there: their builds were killed while they made them."""
     try:
-        found = [path for path in home(store_root).iterdir() if path.name.startswith(".")]
-    except FileNotFoundError:
+        # Between its first moment and its lock nobody can tell that a record is being made.
+        with _making(home(store_root), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            found = [path for path in home(store_root).iterdir() if path.name.startswith(".")]
+    except (FileNotFoundError, BlockingIOError):
         return []
     return sorted(path for path in found if not Record(path).is_running)
 

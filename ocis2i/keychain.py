@@ -193,13 +193,17 @@ def read_auth_file(file: AuthFile) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise RegistryError(
-            f"the credentials file `{file.path}` cannot be read: {error.strerror}"
+            f"the credentials file `{file.path}` cannot be read: {error.strerror}",
+            hint="let this user read it, or name another file with --authfile",
         ) from error
     try:
         document = json.loads(data) if data.strip() else {}
     except (ValueError, RecursionError):
         # The error would quote the document, and that is full of secrets.
-        raise RegistryError(f"the credentials file `{file.path}` is not JSON") from None
+        raise RegistryError(
+            f"the credentials file `{file.path}` is not JSON",
+            hint="put it right, or name another file with --authfile",
+        ) from None
     checked = checked_object(document, file.path, "the document")
     return {"auths": checked} if file.legacy else checked
 
@@ -218,7 +222,8 @@ def checked_object(value: object, path: Path, what: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise RegistryError(
-            f"the credentials file `{path}` is malformed: `{what}` must be an object"
+            f"the credentials file `{path}` is malformed: `{what}` must be an object",
+            hint="put it right, or name another file with --authfile",
         )
     return value
 

@@ -144,8 +144,13 @@ def unheld_changes(location: Location, places: Places) -> list[Change]:
     with opened(location, None, places, offline=True) as image:
         below = _below_ours(image)
         budget = _Budget()
-        read = [_read(image, layer, None, budget) for layer in image.image.layers[below:]]
+        read = [_read(image.blobs, layer, None, budget) for layer in image.image.layers[below:]]
     return compare(merge(read), {})
+
+
+def changes_of_layer(layer: Layer, blobs: BlobSource) -> list[Change]:
+    """All that is in one layer, as if it were new. Raises `ImageError` for a broken one."""
+    return compare(merge([_read(blobs, layer, None, _Budget())]), {})
 
 
 def _below_ours(opened: Opened) -> int:
@@ -173,7 +178,7 @@ def _shared(one: Image, other: Image) -> int:
 def _changes(image: Opened, below: int) -> list[Change]:
     layers = image.image.layers
     budget = _Budget()
-    top = merge([_read(image, layer, None, budget) for layer in layers[below:]])
+    top = merge([_read(image.blobs, layer, None, budget) for layer in layers[below:]])
     wanted = interest(top)
     lower = [_lower(image, layer, top, wanted, budget) for layer in layers[:below]]
     return compare(top, merge(lower).entries)
@@ -182,7 +187,7 @@ def _changes(image: Opened, below: int) -> list[Change]:
 def _tree(image: Opened) -> dict[bytes, Facts]:
     budget = _Budget()
     layers = image.image.layers
-    read = [_read(image, layer, None, budget, with_content=True) for layer in layers]
+    read = [_read(image.blobs, layer, None, budget, with_content=True) for layer in layers]
     return merge(read).entries
 
 
@@ -195,11 +200,14 @@ class _Budget:
     def spend(self, what: str) -> None:
         self._left -= 1
         if self._left < 0:
-            raise PolicyError(f"{what} brings the entries to compare to more than {ENTRY_LIMIT}")
+            raise PolicyError(
+                f"{what} brings the entries to compare to more than {ENTRY_LIMIT}",
+                hint="name a base that has its lower layers, so that only the upper ones are read",
+            )
 
 
 def _read(
-    image: Opened,
+    blobs: BlobSource,
     layer: Layer,
     wanted: Wanted | None,
     budget: _Budget,
@@ -210,7 +218,7 @@ def _read(
     facts = LayerFacts()
     what = f"layer `{layer.descriptor.digest}`"
     with (
-        image.blobs.open_blob(layer.descriptor) as blob,
+        blobs.open_blob(layer.descriptor) as blob,
         open_decompressed(blob, layer.descriptor.media_type, what=what) as plain,
     ):
         stream = DiffIdReader(plain, what=what)
@@ -266,12 +274,12 @@ def _lower(
         found = (image.local.layer(layer.diff_id, squashed=kind) for kind in (False, True))
         record = next((one for one in found if one), None)
     if record is None:
-        return _read(image, layer, wanted, budget)
+        return _read(image.blobs, layer, wanted, budget)
     try:
         return _Unpacked(record, budget).facts(top)
     except _ClosedError as closed:
         try:
-            return _read(image, layer, wanted, budget)
+            return _read(image.blobs, layer, wanted, budget)
         except Ocis2iError as error:
             shown = closed.path.decode(errors="backslashreplace")
             raise ImageError(

@@ -57,7 +57,8 @@ def parse_memory(text: str | None) -> int | None:
     if size is not None and size < LEAST_MEMORY_BYTES:
         raise UsageError(
             f"`--memory` is `{text}`: no container starts with less than "
-            f"{show_size(LEAST_MEMORY_BYTES)}"
+            f"{show_size(LEAST_MEMORY_BYTES)}",
+            hint="give it more",
         )
     return size
 
@@ -107,6 +108,16 @@ def show_size(size: int) -> str:
         if size % unit == 0:
             return f"{size // unit} {name}"
     return f"{size} bytes"
+
+
+def human_size(size: int) -> str:
+    """Bytes for people, in powers of 1024."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
 
 
 def show_seconds(seconds: float) -> str:

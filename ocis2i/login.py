@@ -57,7 +57,10 @@ class LoginPlace:
                 return _give(Helper(name, "registries.conf", self.environment), key, credentials)
             except Ocis2iError as error:
                 failure = failure or error
-        raise failure or UsageError("registries.conf has no `credential-helpers`")
+        raise failure or UsageError(
+            "registries.conf has no `credential-helpers`",
+            hint="put one into registries.conf, or name a file with --authfile",
+        )
 
     def forget(self, key: str) -> bool:
         """Forgets the credentials of `registry[/namespace]`; whether there were any."""
@@ -194,7 +197,10 @@ def _check_owner(path: Path, real: Path) -> None:
     for one in (path, real):
         with contextlib.suppress(FileNotFoundError):
             if one.lstat().st_uid != os.geteuid():
-                raise RegistryError(f"the credentials file `{one}` belongs to somebody else")
+                raise RegistryError(
+                    f"the credentials file `{one}` belongs to somebody else",
+                    hint="name a file of your own with --authfile",
+                )
     mode = real.parent.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise RegistryError(

@@ -601,9 +601,15 @@ def _read(path: Path, limit: int) -> bytes | None:
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{_FLAG}: cannot read `{path}`: {reason}") from error
+        raise UsageError(
+            f"{_FLAG}: cannot read `{path}`: {reason}",
+            hint="let this user read it, or leave --host-mirrors out",
+        ) from error
     if len(data) > limit:
-        raise UsageError(f"{_FLAG}: `{path}` has more than {limit} bytes")
+        raise UsageError(
+            f"{_FLAG}: `{path}` has more than {limit} bytes",
+            hint="leave --host-mirrors out, or make the file smaller",
+        )
     return data
 
 
@@ -612,4 +618,7 @@ def _read_text(path: Path) -> str | None:
     try:
         return None if data is None else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{_FLAG}: `{path}` is not UTF-8 text") from error
+        raise UsageError(
+            f"{_FLAG}: `{path}` is not UTF-8 text",
+            hint="put the file right, or leave --host-mirrors out",
+        ) from error

@@ -50,7 +50,9 @@ class Policy:
         if path is not None:
             data = read_settings(path, _WHAT)
             if data is None:
-                raise UsageError(f"{_WHAT} `{path}` does not exist")
+                raise UsageError(
+                    f"{_WHAT} `{path}` does not exist", hint="name a file that is there"
+                )
             return parse_policy(data, path)
         for directory in directories(environment, system):
             data = read_settings(directory / "policy.json", _WHAT)
@@ -126,7 +128,10 @@ def parse_policy(data: bytes, path: Path) -> Policy:
     try:
         document = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{_WHAT} `{path}` is not JSON: {error}") from error
+        raise UsageError(
+            f"{_WHAT} `{path}` is not JSON: {error}",
+            hint="put it right at that place (containers-policy.json(5))",
+        ) from error
     if not isinstance(document, dict) or "default" not in document:
         _refuse(path, "it has no `default`")
     if unknown := sorted(set(document) - {"default", "transports"}):

@@ -5,7 +5,6 @@ A flag wins over its variable, a variable over the file, the file over what ocis
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,18 +80,27 @@ def _read(path: Path) -> Defaults:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise UsageError(f"`{path}` cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"`{path}` cannot be read: {error.strerror}", hint="let this user read it, or remove it"
+        ) from error
     if len(data) > _SIZE_LIMIT:
-        raise UsageError(f"`{path}` is larger than {_SIZE_LIMIT} bytes")
+        raise UsageError(
+            f"`{path}` is larger than {_SIZE_LIMIT} bytes",
+            hint="look whether it is the right file: settings are small",
+        )
     return parse(data, str(path))
 
 
 def parse(data: bytes, where: str) -> Defaults:
     """The settings in a file's content; `where` names it. Raises `UsageError`."""
+    import tomllib  # noqa: PLC0415 - most users have no such file
+
     try:
         document = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{where}` is not TOML: {error}") from error
+        raise UsageError(
+            f"`{where}` is not TOML: {error}", hint="put it right at that place"
+        ) from error
     return {key: _value(key, value, where) for key, value in document.items()}
 
 
@@ -110,7 +118,10 @@ def _value(key: str, value: Any, where: str) -> str | list[str]:
 def _text(key: str, value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = "a list of texts" if key in _LISTS else "a text or a number"
-        raise UsageError(f"`{key}` in `{where}` must be {kind}")
+        raise UsageError(
+            f"`{key}` in `{where}` must be {kind}",
+            hint="docs/reference.md has the keys and what they take",
+        )
     text = str(value)
     _checked(key, text, f"`{key}` in `{where}`")
     return text

@@ -10,6 +10,7 @@ from ocis2i import journal
 from ocis2i.errors import OutputError
 from ocis2i.events import Notice, Report
 from ocis2i.finished import Finished
+from ocis2i.records import KEPT
 from ocis2i.reference import Digest
 from ocis2i.session import dead_builds, remove_leftovers
 from ocis2i.settings import Settings
@@ -18,7 +19,10 @@ from ocis2i.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed: counts, bytes of blobs, and whether a running build kept us from more."""
+    """What was removed: counts, bytes of blobs, and whether a running build kept us from more.
+
+    `kept` are the containers of builds that failed.
+    """
 
     builds: int = 0
     blobs: int = 0
@@ -27,6 +31,7 @@ class Pruned:
     blob_bytes: int = 0
     busy: bool = False
     records: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,9 @@ def _prune_store(store: Store, settings: Settings, *, everything: bool) -> Prune
     with store.alone() as alone:
         dead = dead_builds(store, alone=alone)
         if not alone:
+            kept = _kept(dead)
             _remove(dead, search_path)
-            return Pruned(builds=len(dead), busy=True)
+            return Pruned(builds=len(dead) - kept, busy=True, kept=kept)
         if everything:
             store.forget_images()
         used = store.referenced()
@@ -74,8 +80,15 @@ def _prune_store(store: Store, settings: Settings, *, everything: bool) -> Prune
         Finished(store).forget_but(used)
         for path in layers:
             store.forget_layer(path)
+        kept = _kept(dead)
         _remove([*dead, *layers, *leftovers], search_path)
-        return Pruned(len(dead), len(blobs), len(layers), len(leftovers), size)
+        builds = len(dead) - kept
+        return Pruned(builds, len(blobs), len(layers), len(leftovers), size, kept=kept)
+
+
+def _kept(dead: list[Path]) -> int:
+    """How many of them are there because `--keep-failed` kept them."""
+    return sum((path / KEPT).exists() for path in dead)
 
 
 def discard(store: Store, digest: Digest, report: Report) -> None:

@@ -68,7 +68,10 @@ def push(found: Obtained, target: Location, places: Places) -> Delivered:
 def check_digest(target: Reference, digest: Digest, name: str) -> None:
     """Raises `UsageError` when what has `digest` cannot be pushed to `target`."""
     if target.digest and target.digest != digest:
-        raise UsageError(f"`{name}` is `{digest}` and cannot be pushed as `{target}`")
+        raise UsageError(
+            f"`{name}` is `{digest}` and cannot be pushed as `{target}`",
+            hint="leave the digest out of the name: push NAME NAME:TAG",
+        )
 
 
 def send(image: Sendable, names: Sequence[Reference], places: Places) -> None:

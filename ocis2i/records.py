@@ -39,13 +39,15 @@ EVENTS = "events.jsonl"
 RESULT = "result.json"
 LOCK = "lock"
 LOGS = "log"
+# Of a container that is kept, in its own directory: see `ocis2i.kept`.
+KEPT = "kept.json"
 
 State: TypeAlias = Literal["running", "succeeded", "failed", "cancelled", "died"]
 STATES: tuple[State, ...] = get_args(State)
 # The exit code of a build that says none any more: a shell's for a process that was killed.
 DIED_CODE = 137
 
-# Time of the start in UTC, so that names sort as builds began, and what tells two apart.
+# Time of the start in UTC, so that names sort as builds began, with its fraction of a second.
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}\Z")
 _BEGINNING = re.compile(r"[0-9]{4}[0-9a-f-]{0,18}\Z")
 _TAIL = re.compile(r"[0-9a-f]{4,6}\Z")
@@ -111,11 +113,36 @@ class Record:
         return tuple(map(str, words)) if isinstance(words, list) else ()
 
     @property
-    def build_again(self) -> str:
-        """The command of the build, to be typed again; `***` stands for what was secret in it."""
+    def build_again(self) -> str | None:
+        """The command of the build, to be typed again; `***` stands for what was secret in it.
+
+        `None`: the record does not say it, because it is damaged.
+        """
+        if not self.command:
+            return None
         words = shlex.join(["ocis2i", *without_record(self.command)])
         cwd = self.text("cwd")
         return f"cd {shlex.quote(cwd)} && {words}" if cwd else words
+
+    @property
+    def way_back(self) -> str:
+        """What to do for a build that cannot be gone on with."""
+        command = self.build_again
+        if command:
+            return f"build again: {command}"
+        return f"build again; its command is not known: {next(self.damage(), 'it is not written')}"
+
+    def damage(self) -> Iterator[str]:
+        """What of the record is there and cannot be read, or should be there and is not."""
+        if not self.document:
+            yield _damaged(self.path / RECORD) or f"`{RECORD}` is empty"
+        if not self.is_running and self.result is None and (said := _damaged(self.path / RESULT)):
+            yield said
+        for path in (self.path / EVENTS, *self.log_files().values()):
+            try:
+                open_plainly(path).close()
+            except OSError as error:
+                yield f"`{path.relative_to(self.path)}` cannot be read: {error.strerror}"
 
     @property
     def resume(self) -> Json:
@@ -192,6 +219,12 @@ class Record:
                 open_now.pop(stage, None)
         return tuple(open_now)
 
+    @property
+    def kept(self) -> Path | None:
+        """Where the container of the script that failed is; `None` unless it is there."""
+        found = [event.get("where") for event in self.events() if event.get("type") == "kept"]
+        return Path(str(found[-1])) if found and _is_kept(found[-1]) else None
+
     def stored(self) -> Json | None:
         """The event that says that the image is whole in the store; `None` when it never was."""
         found = None
@@ -199,6 +232,28 @@ class Record:
             if event.get("type") == "stored":
                 found = event
         return found
+
+
+def _is_kept(where: object) -> bool:
+    """Whether a failed container is there, and ours."""
+    try:
+        return isinstance(where, str) and Path(where, KEPT).stat().st_uid == os.geteuid()
+    except (OSError, ValueError):
+        return False
+
+
+def _damaged(path: Path) -> str | None:
+    """What is wrong with a document of a record; `None`: nothing, or it is not there yet."""
+    try:
+        with open_plainly(path) as file:
+            data = file.read(_DOCUMENT_LIMIT)
+    except FileNotFoundError:
+        return f"`{path.name}` is missing" if path.name == RECORD else None
+    except OSError as error:
+        return f"`{path.name}` cannot be read: {error.strerror}"
+    if _object(data):
+        return None
+    return f"`{path.name}` is {'no JSON object' if data.strip() else 'empty'}"
 
 
 def _begins(event: Json) -> bool:
@@ -260,15 +315,23 @@ def find(store_root: Path, text: str) -> Record:
     """The build that `text` means: its id or the one that begins so, or the last one of an image.
 
     An id may be written by its last part alone, four characters of it at least. A directory with a
-    record, as `--record` makes it, is named with a slash in it. Raises `UsageError`.
+    record, as `--record` makes it, is named with a slash in it. Raises `UsageError`, also for what
+    is the name of one build's image and short for the id of another: who cancels must not guess.
     """
     names = ids(store_root)
     if text in names:
         return Record.load(home(store_root) / text)
     named = [record for record in all_records(store_root) if _is_of(record, text)]
-    if named:
-        return named[-1]
     matching = [name for name in names if is_short_for(text, name)]
+    if named:
+        others = [name for name in matching if name != named[-1].path.name]
+        if others:
+            raise UsageError(
+                f"`{text}` is the image of the build {named[-1].id}, and may be the build "
+                f"{others[-1]}",
+                hint=f"write `{named[-1].name}` for the image, or more of the id",
+            )
+        return named[-1]
     if len(matching) == 1:
         return Record.load(home(store_root) / matching[0])
     if matching:
@@ -321,7 +384,10 @@ def check_own(record: Record, what: str) -> None:
     try:
         owner = record.path.stat().st_uid
     except OSError as error:
-        raise UsageError(f"the record `{record.path}` cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"the record `{record.path}` cannot be read: {error.strerror}",
+            hint="`ocis2i ps -a` lists the builds that are there",
+        ) from error
     if owner != os.geteuid():
         raise UsageError(
             f"the record `{record.path}` belongs to another user (uid {owner}): "

@@ -44,7 +44,10 @@ class Digest:
         """Raises `UsageError` with the rule that `text` breaks."""
         algorithm, colon, value = text.partition(":")
         if not colon:
-            raise UsageError(f"invalid digest `{text}`: it must be ALGORITHM:HEX")
+            raise UsageError(
+                f"invalid digest `{text}`: it must be ALGORITHM:HEX",
+                hint="as sha256:, and 64 hexadecimal digits",
+            )
         if algorithm not in _HEX_LENGTH:
             raise UsageError(
                 f"invalid digest `{text}`: unknown algorithm `{algorithm}`",
@@ -53,7 +56,8 @@ class Digest:
         if len(value) != _HEX_LENGTH[algorithm] or not re.fullmatch(r"[a-f0-9]+", value):
             raise UsageError(
                 f"invalid digest `{text}`: {algorithm} needs "
-                f"{_HEX_LENGTH[algorithm]} lower-case hexadecimal digits"
+                f"{_HEX_LENGTH[algorithm]} lower-case hexadecimal digits",
+                hint="copy the whole digest",
             )
         return cls(value, algorithm)
 
@@ -307,7 +311,10 @@ def _redacted(text: str) -> str:
 
 def _refuse_shapes_that_are_no_reference(text: str) -> None:
     if not text:
-        raise UsageError("an image name must not be empty")
+        raise UsageError(
+            "an image name must not be empty",
+            hint="give a name, as app or registry.example.com/team/app:1",
+        )
     if text.startswith(("http://", "https://")):
         raise _invalid(
             text,

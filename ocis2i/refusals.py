@@ -69,6 +69,12 @@ def _in_place(spec: BuildSpec) -> Iterator[tuple[str, str, str]]:
             "build the result, and copy from it by a Dockerfile or a build with a stronger "
             "--isolation",
         )
+    if spec.keep_failed:
+        yield (
+            "--keep-failed",
+            "builds in the container that it runs in, which stays anyway",
+            "leave it out, and look into that container",
+        )
     if spec.incremental or spec.cache:
         yield (
             "--incremental" if spec.incremental else "--cache-from or --cache-to",

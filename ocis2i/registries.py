@@ -76,7 +76,10 @@ class Registries:
             if data is not None:
                 parts.append(parse(data, path))
             elif str(path) in (environment.get(name) for name in _VARIABLES):
-                raise UsageError(f"{_WHAT} `{path}` does not exist")
+                raise UsageError(
+                    f"{_WHAT} `{path}` does not exist",
+                    hint="name a file that is there, or unset the variable",
+                )
         return merge(parts)
 
     def rule(self, name: str) -> Rule | None:
@@ -137,7 +140,10 @@ class Registries:
         try:
             resolved = Reference.parse(found)
         except UsageError as error:
-            raise UsageError(f"the short name `{short}`: {error.message}") from error
+            raise UsageError(
+                f"the short name `{short}`: {error.message}",
+                hint="write the whole name, with its registry",
+            ) from error
         return replace(resolved, tag=reference.tag, digest=reference.digest)
 
 
@@ -273,7 +279,10 @@ class _Reader:
         self.path = path
 
     def error(self, key: str, said: str) -> UsageError:
-        return UsageError(f"`{key}` in {_WHAT} `{self.path}`: {said}")
+        return UsageError(
+            f"`{key}` in {_WHAT} `{self.path}`: {said}",
+            hint="put it right there (containers-registries.conf(5))",
+        )
 
     def tables(self, table: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
         value = table.get(key, [])
@@ -355,7 +364,8 @@ def _moved(reference: Reference, rule: Rule, location: str) -> Reference:
     registry, _, repository = name.partition("/")
     if not repository:
         raise UsageError(
-            f"`{rule.path}` moves `{reference.name}` to `{name}`, which is no repository"
+            f"`{rule.path}` moves `{reference.name}` to `{name}`, which is no repository",
+            hint="put the prefix and the location right there",
         )
     registry = DEFAULT_REGISTRY if registry in HUB_NAMES else registry
     return Reference(registry, repository, reference.tag, reference.digest)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from ocis2i.errors import Ocis2iError
 from ocis2i.events import (
+    ContainerKept,
     Event,
     ImagePushed,
     ImageStored,
@@ -158,7 +159,7 @@ class Lines:
                     self._transfer(event)
                 case StageEnded() | NetworkEnded():
                     pass
-                case ImageStored() | OutputWritten() | ImagePushed():
+                case ImageStored() | OutputWritten() | ImagePushed() | ContainerKept():
                     pass  # notices and stages say it in words
 
     def close(self) -> None:
@@ -195,11 +196,11 @@ def tell(error: Ocis2iError, stream: TextIO, *, quiet: bool) -> None:
     A `quiet` program has shown nothing but the end of the script's output.
     """
     lines = [f"error: {error.message}"]
-    lines += [f"hint: {error.hint}"] if error.hint else []
+    lines += [f"hint: {error.way_out}"] if error.way_out else []
     if error.failure:
         from ocis2i.failure import screen  # noqa: PLC0415 - few builds load it
 
-        said = f"{error.message}\n{error.hint or ''}"
+        said = f"{error.message}\n{error.way_out or ''}"
         lines += screen(error.failure, said=said, quiet=quiet)
     stream.write("".join(f"{printable(line)}\n" for line in lines))
 
@@ -212,13 +213,3 @@ def table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def human_size(size: int) -> str:
-    """Bytes for people, in powers of 1024."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"

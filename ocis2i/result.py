@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ocis2i.compression import compress
 from ocis2i.container import Site
 from ocis2i.errors import ImageError
 from ocis2i.events import ImagePushed, ImageStored, OutputWritten, Report, stage
 from ocis2i.fs import explain
-from ocis2i.images import Blobs, Obtained
+from ocis2i.images import Blobs, Obtained, PassingBlobs
 from ocis2i.incremental import Restored
 from ocis2i.inputs import Inputs
 from ocis2i.manifest import (
@@ -46,6 +47,11 @@ from ocis2i.spec import BuildSpec
 from ocis2i.store import Store
 from ocis2i.tools import Tools
 
+if TYPE_CHECKING:
+    from ocis2i.early_push import EarlyPush
+
+_PIPE_BYTES = 1 << 20
+
 
 def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, str]:
     """Those of the base, ours, and what assemble wrote into its file, which wins."""
@@ -77,15 +83,38 @@ def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, s
     return labels
 
 
+def push_early(spec: BuildSpec, inputs: Inputs, tools: Tools, guard: ExitStack) -> EarlyPush | None:
+    """Begins what of the push can go on beside assemble, to be ended by `guard`; or nothing."""
+    if not spec.push:
+        return None
+    from ocis2i.early_push import EarlyPush  # noqa: PLC0415 - for who pushes
+
+    early = EarlyPush(tools.places.registry, spec.names[0], jobs=tools.places.jobs)
+    guard.callback(early.close)
+    base = inputs.base
+    layers = [layer.descriptor for layer in base.image.layers]
+    mount_from = tuple(one for one in (base.reference, base.origin) if one)
+    blobs = PassingBlobs(tools.places, base.origin)
+    early.send_base(layers, blobs, mount_from, tools.store.whereabouts)
+    return early
+
+
 def write_layer(
-    spec: BuildSpec, inputs: Inputs, rootfs: Rootfs, site: Site
+    spec: BuildSpec, inputs: Inputs, rootfs: Rootfs, site: Site, early: EarlyPush | None = None
 ) -> tuple[Layer, Changes]:
-    """The change set as a blob in the store: one pass for both digests and compression."""
+    """The change set as a blob in the store: one pass for both digests and compression.
+
+    A large one is sent `early`, unless a secret may be found in it, or it is to be as another
+    build makes it, too: then the registry may have it.
+    """
+    if spec.clamp_seconds is not None or inputs.hidden.finder.longest:
+        early = None
     # What lies above the artifacts is in a runtime image that nobody has seen.
     unseen = rootfs.made if inputs.runtime and not inputs.runtime.layers_needed else ()
     with site.places.store.scratch_file() as blob:
-        read_end, write_end = os.pipe()
-        with os.fdopen(read_end, "rb", buffering=1 << 20) as tar:
+        read_end, write_end = _wide_pipe()
+        # Smaller than what is asked for: then all is read straight to where it belongs.
+        with os.fdopen(read_end, "rb", buffering=1 << 16) as tar:
             try:
                 rootfs.write_changes(write_end, clamp_mtime=spec.clamp_seconds, unlisted=unseen)
             finally:
@@ -94,7 +123,7 @@ def write_layer(
                 with closing(inputs.hidden.finder.stream(tar, "the layer")) as searched:
                     written = compress(
                         searched,
-                        blob,
+                        early.follow(blob) if early else blob,
                         compression=spec.compression,
                         level=spec.compression_level,
                         fast=spec.clamp_seconds is None,
@@ -106,7 +135,32 @@ def write_layer(
         inputs.hidden.refuse_leaks()
         site.places.store.adopt(blob, written.digest)
     media_type = spec.compression.media_type or OCI_LAYER
-    return Layer(Descriptor(media_type, written.digest, written.size), written.diff_id), changes
+    layer = Layer(Descriptor(media_type, written.digest, written.size), written.diff_id)
+    check_budget(spec, changes, layer, site.places.store)
+    if early:
+        early.complete(layer.descriptor)
+    return layer, changes
+
+
+def _wide_pipe() -> tuple[int, int]:
+    """A pipe that takes as much at once as an ordinary user may have (pipe(7)), or less.
+
+    Through the usual 64 KiB its two ends wait for each other 16 times as often.
+    """
+    read_end, write_end = os.pipe()
+    with suppress(OSError):  # too many of them, or a small limit
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return read_end, write_end
+
+
+def check_budget(spec: BuildSpec, changes: Changes, layer: Layer, store: Store) -> None:
+    """Raises `PolicyError` for a layer over the size budget: no image that has it gets a name."""
+    if spec.size_budget is None or changes.size_bytes <= spec.size_budget:
+        return
+    from ocis2i.size_budget import hold_to_budget  # noqa: PLC0415 - few builds load it
+
+    name = str(spec.name) if spec.name else "the image"
+    hold_to_budget(spec.size_budget, changes.size_bytes, layer, store, name)
 
 
 def compose(spec: BuildSpec, inputs: Inputs, layer: Layer, labels: Mapping[str, str]) -> Image:
@@ -181,10 +235,12 @@ def deliver_result(
     tools: Tools,
     *,
     facts: Mapping[str, Any] | None = None,
+    early: EarlyPush | None = None,
 ) -> tuple[tuple[Delivered, ...], bool]:
     """Writes every output, and pushes; what was written, and whether it was pushed.
 
-    The image is in the store. `facts` of its build are for the record, see `ImageStored`.
+    The image is in the store. `facts` of its build are for the record, see `ImageStored`; `early`
+    is what of the push has begun.
     """
     config = encoded.config_descriptor.digest
     known = {"base": _named(base), **(facts or {})}
@@ -198,7 +254,7 @@ def deliver_result(
     )
     if not spec.push or spec.name is None:
         return delivered, False
-    push_result(sendable, spec.names, tools)
+    push_result(sendable, spec.names, tools, early)
     return delivered, True
 
 
@@ -218,8 +274,12 @@ def write_output(
     return delivered
 
 
-def push_result(image: Sendable, names: tuple[Reference, ...], tools: Tools) -> None:
+def push_result(
+    image: Sendable, names: tuple[Reference, ...], tools: Tools, early: EarlyPush | None = None
+) -> None:
     """Pushes the image by all its names, as a stage of the build."""
     with stage(tools.report, "push", ", ".join(map(str, names))):
+        if early:
+            early.finish()
         send(image, names, tools.places)
     tools.report(ImagePushed(tuple(map(str, names))))

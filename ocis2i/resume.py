@@ -69,20 +69,25 @@ def stored_digest(record: Record) -> tuple[Digest, Json]:
             hint=f"wait for it: ocis2i wait {record.id}",
         )
     stored = record.stored()
+    if stored is not None and not record.document:
+        raise UsageError(
+            f"the record of the build `{record.id}` is damaged: {next(record.damage())}, "
+            "so nobody knows where its image was to go",
+            hint=f"its image may be in the store: ocis2i inspect {stored.get('digest')}",
+        )
     if stored is None:
         raise UsageError(
             f"the build `{record.id}` has no finished image{_stopped_in(record)}: "
             "there is nothing to resume",
-            hint=f"build again: {record.build_again}",
+            hint=record.way_back,
         )
     return Digest.parse(str(stored.get("digest"))), stored
 
 
 def _stopped_in(record: Record) -> str:
-    last = ""
-    for event in record.events():
-        if event.get("type") == "stage_started":
-            last = str(event.get("stage"))
+    begun = [event for event in record.events() if event.get("type") == "stage_started"]
+    # One that was over when it stopped, where no other had begun yet.
+    last = next(reversed(record.open_stages()), str(begun[-1].get("stage")) if begun else "")
     return f", it stopped in the stage `{last}`" if last else ""
 
 
@@ -104,7 +109,7 @@ def find_image(record: Record, digest: Digest, store: Store) -> Obtained:
     except ImageError:
         raise ImageError(
             f"the image `{digest}` of the build `{record.id}` is not in the store any more",
-            hint=f"build again: {record.build_again}",
+            hint=record.way_back,
         ) from None
 
 

@@ -221,9 +221,14 @@ def parse_variable(text: str) -> tuple[str, str]:
         shown = "=" if equals else text  # the value may be a password
         raise UsageError(f"invalid variable `{shown}`", hint="write it as NAME=VALUE")
     if "\0" in text:
-        raise UsageError(f"the value of variable `{name}` holds a NUL byte")
+        raise UsageError(
+            f"the value of variable `{name}` holds a NUL byte", hint="leave that byte out"
+        )
     if _as_utf8(text) != text:
-        raise UsageError(f"variable `{_as_utf8(name)}` is not UTF-8 text, which an image config is")
+        raise UsageError(
+            f"variable `{_as_utf8(name)}` is not UTF-8 text, which an image config is",
+            hint="write it in UTF-8",
+        )
     return name, value
 
 
@@ -309,10 +314,16 @@ def parse_start(where: str | None, arguments: Sequence[str] | None) -> Start:
         raise UsageError(f"--start is `{where[:40]}`", hint="it must be cmd or entrypoint")
     for argument in arguments or ():
         if "\0" in argument:
-            raise UsageError("--args holds a NUL byte, which no argument of a program can")
+            raise UsageError(
+                "--args holds a NUL byte, which no argument of a program can",
+                hint="leave that byte out",
+            )
         if _as_utf8(argument) != argument:
             text = _as_utf8(argument)
-            raise UsageError(f"--args `{text}` is not UTF-8 text, which an image config is")
+            raise UsageError(
+                f"--args `{text}` is not UTF-8 text, which an image config is",
+                hint="write it in UTF-8",
+            )
     return Start("entrypoint" if where == "entrypoint" else "cmd", tuple(arguments or ()))
 
 
@@ -357,7 +368,10 @@ def result_config(
     path.
     """
     if not run_script.startswith("/"):
-        raise ScriptsError(f"the run script `{run_script}` is not an absolute path in the image")
+        raise ScriptsError(
+            f"the run script `{run_script}` is not an absolute path in the image",
+            hint="the image's scripts URL has to be image:///DIRECTORY",
+        )
     is_entrypoint = start.where == "entrypoint"
     kept = base.entrypoint if keep_entrypoint else None
     return replace(
@@ -492,7 +506,10 @@ def parse_user(text: str) -> UserSpec:
         raise UsageError(f"invalid user `{text}`", hint="write it as USER or USER:GROUP")
     for part in (user, group):
         if (number := _number(part)) is not None and number > ID_LIMIT:
-            raise UsageError(f"invalid user `{text}`: `{part}` is more than {ID_LIMIT}")
+            raise UsageError(
+                f"invalid user `{text}`: `{part}` is more than {ID_LIMIT}",
+                hint="choose a smaller number, or a name",
+            )
     return UserSpec(user, group or None)
 
 
@@ -560,7 +577,10 @@ def _groups(text: str) -> Iterable[tuple[str, int, list[str]]]:
 def _checked(text: str, identity: Identity) -> Identity:
     for number in (identity.uid, identity.gid, *identity.groups):
         if number > ID_LIMIT:
-            raise ImageError(f"user `{text}` has id {number} in the image, over {ID_LIMIT}")
+            raise ImageError(
+                f"user `{text}` has id {number} in the image, over {ID_LIMIT}",
+                hint="choose another user with --assemble-user",
+            )
     return identity
 
 

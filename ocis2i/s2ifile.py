@@ -173,16 +173,25 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         what = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise UsageError(f"`{path}` cannot be read: {what}") from error
+        raise UsageError(
+            f"`{path}` cannot be read: {what}",
+            hint="let this user read it, or build without --use-config",
+        ) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError(f"`{path}` cannot be read: it is not a regular file")
+            raise UsageError(
+                f"`{path}` cannot be read: it is not a regular file",
+                hint="remove it, or build without --use-config",
+            )
         with os.fdopen(fd, "rb", closefd=False) as file:
             data = file.read(SIZE_LIMIT + 1)
     finally:
         os.close(fd)
     if len(data) > SIZE_LIMIT:
-        raise UsageError(f"`{path}` is over {SIZE_LIMIT} bytes, which no `{FILE}` is")
+        raise UsageError(
+            f"`{path}` is over {SIZE_LIMIT} bytes, which no `{FILE}` is",
+            hint="remove the file, or build without --use-config",
+        )
     return data
 
 
@@ -330,7 +339,10 @@ def save(directory: Path, arguments: Arguments, known: Sequence[Flag]) -> tuple[
     try:
         write_atomic(path, data.encode(), scratch=directory, mode=0o600)
     except UnicodeEncodeError as error:
-        raise UsageError(f"an argument is not UTF-8 text, which `{FILE}` holds") from error
+        raise UsageError(
+            f"an argument is not UTF-8 text, which `{FILE}` holds",
+            hint="write it in UTF-8, or build without --use-config",
+        ) from error
     except OSError as error:
         raise explain(error, f"cannot write `{path}`") from error
     return warnings

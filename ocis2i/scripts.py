@@ -190,7 +190,9 @@ def read_environment(source: SourceTree, report: Report) -> EnvironmentFile:
         with open_directory(source.root) as root_fd:
             text = read_text(root_fd, ENVIRONMENT_PATH, ENVIRONMENT_LIMIT)
     except OSError as error:
-        raise SourceError(f"cannot read `{ENVIRONMENT_PATH}`: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read `{ENVIRONMENT_PATH}`: {error.strerror}", hint="let this user read it"
+        ) from error
     environment = parse_environment_file(text or "")
     if environment.skipped:
         count = len(environment.skipped)
@@ -304,7 +306,9 @@ def _find_all(
     except OSError as error:
         if is_full(error):
             raise
-        raise ScriptsError(f"cannot take the scripts: {error.strerror or error}") from error
+        raise ScriptsError(
+            f"cannot take the scripts: {error.strerror or error}", hint="let this user read them"
+        ) from error
     found = reused | fresh
     return {name: found[name] for name in names if name in found}
 
@@ -354,11 +358,14 @@ def _from_host(name: str, path: Path, origin: Origin, search: _Search) -> Script
         raise ScriptsError(
             f"cannot read the script `{shown(str(path))}`: {error.strerror}",
             reason="FetchScriptsFailed",
+            hint="name scripts that are there and that you may read",
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ScriptsError(
-                f"the script `{shown(str(path))}` is not a file", reason="FetchScriptsFailed"
+                f"the script `{shown(str(path))}` is not a file",
+                reason="FetchScriptsFailed",
+                hint="put a regular file there",
             )
         file = _put(descriptor, name, search)
     finally:
@@ -413,7 +420,10 @@ def _is_there(root_fd: int, path: str) -> bool:
     directory, _, name = path.rpartition("/")
     real = find_real(root_fd, directory)
     if not real.inside:
-        raise SourceError(f"`{directory}` in the source is a link that leaves the source")
+        raise SourceError(
+            f"`{directory}` in the source is a link that leaves the source",
+            hint="put a directory there instead of the link",
+        )
     if real.path is None:
         return False
     try:
@@ -435,7 +445,9 @@ def _take(root_fd: int, path: str, name: str, search: _Search) -> Path:
         )
     with open_real(root_fd, real.path, os.O_RDONLY) as descriptor:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ScriptsError(f"the script `{path}` of the source is not a file")
+            raise ScriptsError(
+                f"the script `{path}` of the source is not a file", hint="put a regular file there"
+            )
         return _put(descriptor, name, search)
 
 

@@ -27,10 +27,11 @@ from ocis2i.isolation.programs import OciProgram
 from ocis2i.isolation.sentences import Refusal, refusal
 from ocis2i.isolation.tried import Tried
 from ocis2i.proc import find_program
+from ocis2i.records import KEPT
 from ocis2i.rootfs import choose_kind
 from ocis2i.runner import HOSTNAME, BindMount, Network, Runner
 from ocis2i.settings import RootfsKind, Settings
-from ocis2i.store import Store
+from ocis2i.store import BUILD_LOCK, Store
 
 _RESOLVER = "resolv.conf"
 _HOSTS = "hosts"
@@ -65,6 +66,13 @@ class Session:
     def in_place(self) -> bool:
         """Whether the container that this process is in is the builder itself."""
         return self.weak == "in-place"
+
+    def begin_to_empty(self) -> None:
+        """Lets the agent remove the session's files while the caller goes on without them.
+
+        The agent does nothing else until it is through, and the session's end waits for that.
+        """
+        self.agent.post("empty", build=str(self.directory), keep=BUILD_LOCK)
 
     def runner(self, wanted: str | None) -> Runner:
         """The executor to use; see `ocis2i.isolation.ladder`.
@@ -208,9 +216,10 @@ def session(
                 if weak != "in-place":
                     kind = choose_kind(running, directory, settings.rootfs, report)
                 yield Session(running, directory, search_path, kind, buildah_mode, weak)
-                running.request("empty", build=str(directory), keep=lock.path.name)
+                running.request("empty", build=str(directory), keep=BUILD_LOCK)
         except BaseException:
-            remove_leftovers([directory], search_path=search_path)
+            if not (directory / KEPT).exists():
+                remove_leftovers([directory], search_path=search_path)
             raise
 
 
@@ -273,7 +282,7 @@ def dead_builds(store: Store, *, alone: bool) -> list[Path]:
     dead = []
     for directory in sorted((store.root / "builds").iterdir()):
         try:
-            lock = Lock(directory / "lock", create=False)
+            lock = Lock(directory / BUILD_LOCK, create=False)
         except FileNotFoundError:
             # Its build is about to remove it, and must not find a new file in it, or was killed
             # at that.

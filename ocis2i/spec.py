@@ -62,7 +62,8 @@ class BuildSpec:
     It has `more_names` besides. `created` is the time of the image, `clamp_seconds` (since 1970)
     the latest time in it, `None` when files keep their own.
     `reuse_seconds`: for so long the finished image of the same input counts, `None`: it is
-    built in any case, and counts for the next.
+    built in any case, and counts for the next. `size_budget` are bytes that the layer's files may
+    have.
     """
 
     source: Source
@@ -102,6 +103,8 @@ class BuildSpec:
     prune_upload: bool = False
     save_upload: bool = False
     shell_on_failure: bool = False
+    keep_failed: bool = False
+    size_budget: int | None = None
     keep_blobs: bool = False
     clamp_seconds: int | None = None
     compression: Compression = Compression.GZIP

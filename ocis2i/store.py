@@ -57,6 +57,8 @@ ORIGIN = "io.ocis2i.layers-from"
 # And the source that it was built from here, and the builder.
 BUILT_FROM = "io.ocis2i.built-from"
 BUILT_WITH = "io.ocis2i.built-with"
+# In a build's directory: held as long as it runs.
+BUILD_LOCK = "lock"
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -574,7 +576,10 @@ class Store:
         }
         # All in ASCII: names in an image may be bytes that are no text, and those no UTF-8 holds.
         data = json.dumps(document, sort_keys=True).encode("ascii")
-        write_atomic(directory / "layer.json", data, scratch=directory)
+        # The tree was not waited for either. A torn record is none, and a whole one counts after
+        # a crash only when the tree is as it says: a disk that is busy with the tree would let
+        # each layer wait.
+        write_atomic(directory / "layer.json", data, scratch=directory, durable=False)
 
     # --- builds ---
 
@@ -587,7 +592,7 @@ class Store:
         path = self.root / "builds" / secrets.token_hex(6)
         scratch = self.new_scratch_directory()
         try:
-            lock = Lock(scratch / "lock")
+            lock = Lock(scratch / BUILD_LOCK)
         except OSError as error:
             scratch.rmdir()
             raise explain(error, "a build cannot be started") from error

@@ -6,6 +6,7 @@ PAX records where ustar has no room. Names are bytes, as in the kernel.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 BLOCK = 512
@@ -16,6 +17,7 @@ REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = (
 )  # fmt: skip
 _CONTIGUOUS = b"7"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_SPARSE = b"x", b"g", b"L", b"K", b"S"
+_EXTENSIONS = frozenset((_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK))
 _KNOWN = frozenset((REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
 
 # One header's records or long name are read whole; real ones are a few hundred bytes.
@@ -159,17 +161,23 @@ class Reader:
 
     def __init__(self, stream: Input) -> None:
         self._stream = stream
+        self._take = stream.read
         self._left = 0
         self._pad = 0
         self._global: dict[bytes, bytes] = {}
 
     def next(self) -> Header | None:
         """The next entry, `None` at the end. Raises `TarError`."""
-        self._skip_content()
+        if self._left or self._pad:
+            self._skip_content()
         pending: dict[bytes, bytes] = {}
         while (block := self._next_block()) is not None:
             header = _decode_block(block)
-            if header.kind in (_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK):
+            if header.kind == REGULAR and not pending and not self._global:
+                size = self._left = header.size
+                self._pad = -size % BLOCK
+                return header
+            if header.kind in _EXTENSIONS:
                 self._take_extension(header, pending)
                 continue
             return self._finish(header, self._global | pending)
@@ -182,7 +190,7 @@ class Reader:
         wanted = min(size, self._left)
         if not wanted:
             return b""
-        data = self._stream.read(wanted)
+        data = self._take(wanted)
         if not data:
             raise TarError(f"the archive ends {self._left} bytes before the end of a file")
         self._left -= len(data)
@@ -196,12 +204,13 @@ class Reader:
     def _skip_content(self) -> None:
         while self._left:
             self.read(1 << 20)
-        if self._pad and len(self._stream.read(self._pad)) != self._pad:
-            raise TarError("the archive ends inside the padding of a file")
-        self._pad = 0
+        if self._pad:
+            if len(self._take(self._pad)) != self._pad:
+                raise TarError("the archive ends inside the padding of a file")
+            self._pad = 0
 
     def _next_block(self) -> bytes | None:
-        block = self._stream.read(BLOCK)
+        block = self._take(BLOCK)
         if not block:
             return None  # no end mark; GNU tar and Go accept that too
         if len(block) != BLOCK:
@@ -243,29 +252,45 @@ class Reader:
 
 
 def _decode_block(block: bytes) -> Header:
-    written = _number(block[148:156], "checksum")
-    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
-    if written != unsigned:
+    written = block[148:156]
+    unsigned = sum(block) - sum(written) + 8 * 32
+    # As all of today write it; else what the number says.
+    if written != b"%06o\0 " % unsigned and _number(written, "checksum") != unsigned:
         raise TarError("a header has a wrong checksum: the data is not a tar archive or is damaged")
     name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0":
-        prefix = block[345:500].split(b"\0", 1)[0]
-        name = prefix + b"/" + name if prefix else name
+    if block[345] and block[257:263] == b"ustar\0":
+        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     kind = block[156:157]
     device = (0, 0)
     if kind in (CHARACTER, BLOCK_DEVICE):
         device = (_number(block[329:337], "major"), _number(block[337:345], "minor"))
+    mode, uid, gid = _access(block[100:124])
     return Header(
-        name=name,
-        kind=kind,
-        mode=_number(block[100:108], "mode") & 0o7777,
-        uid=_number(block[108:116], "uid"),
-        gid=_number(block[116:124], "gid"),
-        size=_size(_number(block[124:136], "size")),
-        mtime_ns=_number(block[136:148], "mtime") * 1_000_000_000,
-        target=block[157:257].split(b"\0", 1)[0],
-        device=device,
+        name,
+        kind,
+        mode,
+        uid,
+        gid,
+        _size(_number(block[124:136], "size")),
+        _seconds(block[136:148]) * 1_000_000_000,
+        block[157:257].split(b"\0", 1)[0] if block[157] else b"",
+        device,
     )
+
+
+# Most entries of an archive are alike in these.
+@lru_cache(256)
+def _access(fields: bytes) -> tuple[int, int, int]:
+    return (
+        _number(fields[:8], "mode") & 0o7777,
+        _number(fields[8:16], "uid"),
+        _number(fields[16:], "gid"),
+    )
+
+
+@lru_cache(256)
+def _seconds(field: bytes) -> int:
+    return _number(field, "mtime")
 
 
 def _size(number: int) -> int:
@@ -288,17 +313,18 @@ def _number(data: bytes, what: str) -> int:
 
 def _decode_records(data: bytes) -> dict[bytes, bytes]:
     records: dict[bytes, bytes] = {}
-    while data:
-        length_text, space, _ = data.partition(b" ")
-        if not space or not length_text.isdigit() or len(length_text) > 8:
+    at = 0
+    while at < len(data):
+        # Eight digits at most. Cut out and not cut off: a header may have many records.
+        length_text, space, _ = data[at : at + 9].partition(b" ")
+        if not space or not length_text.isdigit():
             raise TarError("an extended header is malformed")
-        length = int(length_text)
-        record = data[len(length_text) + 1 : length]
-        key, equals, value = record.partition(b"=")
-        if length > len(data) or not equals or not value.endswith(b"\n"):
+        end = at + int(length_text)
+        key, equals, value = data[at + len(length_text) + 1 : end].partition(b"=")
+        if end > len(data) or not equals or not value.endswith(b"\n"):
             raise TarError("an extended header is malformed")
         records[key] = value[:-1]
-        data = data[length:]
+        at = end
     return records
 
 

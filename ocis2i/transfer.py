@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from ocis2i.blobs import BlobSource, VerifiedReader
 from ocis2i.manifest import DOCUMENT_LIMIT, Descriptor, Encoded, Index, Manifest
+from ocis2i.net import RequestError
 from ocis2i.reference import Reference
 from ocis2i.registry import Registry
 from ocis2i.registry.downloads import twice
@@ -86,8 +87,19 @@ def push_image(
         read = partial(io.BytesIO, encoded.config)
         registry.push_blob(reference, encoded.config_descriptor, read, cancel=cancel)
 
-    in_parallel([*(partial(send, layer) for layer in wanted.values()), send_config], jobs, cancel)
-    registry.put_manifest(reference, encoded.manifest, encoded.descriptor.media_type)
+    def send_all() -> None:
+        sending = [partial(send, layer) for layer in wanted.values()]
+        in_parallel([*sending, send_config], jobs, cancel)
+        registry.put_manifest(reference, encoded.manifest, encoded.descriptor.media_type)
+
+    try:
+        send_all()
+    except RequestError as error:
+        # Somebody may have cleaned up in the registry while the image was made.
+        if "BLOB_UNKNOWN" not in error.code or not registry.forget_early(reference):
+            raise
+        cancel = threading.Event()
+        send_all()
 
 
 _Waiting = queue.SimpleQueue[Callable[[], object]]

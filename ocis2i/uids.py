@@ -88,7 +88,10 @@ def _parse_range(piece: str, text: str) -> UidRange:
     if max(first, last) > ID_LIMIT:
         raise UsageError(f"`{piece}` in {_FLAG} `{text}` is more than {ID_LIMIT}", hint=hint)
     if first > last:
-        raise UsageError(f"the range `{piece}` in {_FLAG} `{text}` ends before it begins")
+        raise UsageError(
+            f"the range `{piece}` in {_FLAG} `{text}` ends before it begins",
+            hint="write the smaller number first",
+        )
     return UidRange(first, last)
 
 

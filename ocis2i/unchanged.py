@@ -56,7 +56,7 @@ _FORMAT = 2
 # Where the result goes and when, not what it is. All else of a spec counts, also what comes later.
 _ELSEWHERE = frozenset(
     "created name more_names push outputs pull_policy previous_pull_policy keep_blobs "
-    "save_upload reuse_seconds".split()
+    "save_upload reuse_seconds keep_failed size_budget".split()
 )
 _SCRIPT_LIMIT = 1 << 20
 

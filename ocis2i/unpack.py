@@ -8,6 +8,8 @@ after every digest was found right.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import queue
 import threading
@@ -33,6 +35,9 @@ from ocis2i.store import LayerRecord, Store
 from ocis2i.transfer import in_parallel
 
 ENTRY_LIMIT = 5_000_000
+# Above this a faster decompressor is worth loading.
+_LARGE_BYTES = 4 << 20
+_PIPE_BYTES = 1 << 20
 
 
 def unpack_layers(
@@ -75,7 +80,10 @@ def _is_ready(layer: Layer, store: Store, agent: Answering) -> bool:
 def _known(layer: Layer, store: Store, *, squashed: bool) -> LayerRecord:
     record = store.layer(layer.diff_id, squashed=squashed)
     if record is None:
-        raise ImageError(f"layer `{layer.diff_id}` vanished from the store")
+        raise ImageError(
+            f"layer `{layer.diff_id}` vanished from the store",
+            hint="somebody removed it meanwhile: build again",
+        )
     return record
 
 
@@ -147,12 +155,11 @@ class _Unpacking:
             if answer["devices"]:
                 text = f"{name}: {answer['devices']} device nodes left out"
                 self._places.report(Notice("info", text))
-            measured = agent.request("measure", path=str(scratch / "fs"))
             record = LayerRecord(
                 scratch / "fs",
                 tuple(answer["implied"]),
-                measured["entries"],
-                measured["size"],
+                answer["entries"],
+                answer["size"],
                 boot_id(),
                 agent.ground.map,
                 answer["owners"],
@@ -171,6 +178,8 @@ class _Unpacking:
         """Sends the plain tar to the agent; returns its answer once all digests are right."""
         with blob:
             read_end, write_end = os.pipe()
+            with contextlib.suppress(OSError):  # its user has many wide ones already
+                fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             try:
                 limits = {"size_limit": self._size_limit, "entry_limit": ENTRY_LIMIT}
                 agent.post("unpack", read_end, into=str(into), **limits)
@@ -201,9 +210,12 @@ class _Unpacking:
         return answer
 
     def _pump(self, layer: Layer, blob: VerifiedReader, pipe: int) -> None:
-        plain = open_decompressed(blob, layer.descriptor.media_type, what="its blob")
+        descriptor = layer.descriptor
+        large = descriptor.size > _LARGE_BYTES
+        plain = open_decompressed(blob, descriptor.media_type, what="its blob", large=large)
         tar = DiffIdReader(plain, what="its blob")
-        while data := tar.read(CHUNK):
+        while data := plain.read1(CHUNK):
+            tar.feed(data)
             _write(pipe, data)
             check_cancelled(self._cancel)
         _read_on(blob)

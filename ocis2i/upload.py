@@ -46,9 +46,13 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """One file that is uploaded as it is, a program or a jar as a rule."""
+    """One file that is uploaded as it is, a program or a jar as a rule.
+
+    `name` is what it is called in place of its own name.
+    """
 
     path: Path
+    name: str | None = None
 
 
 def check_target(reference: Reference) -> Reference:
@@ -79,7 +83,8 @@ def upload(
 
     with places.store.in_use(), _workplace(places) as directory:
         if isinstance(source, FileSource):
-            part, annotations = Part(source.path, FILE_TYPE, _of_file(source.path)), {}
+            said = _of_file(source.path, source.name)
+            part, annotations = Part(source.path, FILE_TYPE, said), {}
         else:
             root = directory / "src"
             root.mkdir(0o700)
@@ -92,10 +97,15 @@ def upload(
                     stdin=stdin,
                     places=places,
                 )
-            latest = tree.info.commit_time or settings.source_date_epoch
-            path = directory / "layer"
-            digest = _pack(root, path, exact=tree.info.commit_time, latest=latest)
-            part = Part(path, OCI_LAYER_GZIP, _of_tree(digest))
+            path = root / tree.info.file_name
+            if tree.info.file_name and path.is_file():
+                # From standard input or over HTTP: what is one file stays one.
+                part = Part(path, FILE_TYPE, _of_file(path))
+            else:
+                latest = tree.info.commit_time or settings.source_date_epoch
+                path = directory / "layer"
+                digest = _pack(root, path, exact=tree.info.commit_time, latest=latest)
+                part = Part(path, OCI_LAYER_GZIP, _of_tree(digest))
             annotations = annotations_of(tree.info)
         with stage(report, "push", str(target)):
             pushed = push_artifact(
@@ -141,15 +151,18 @@ def title_of(path: Path) -> str:
     try:
         return path.name.encode().decode()
     except UnicodeError:
-        raise SourceError(f"the name `{shown(path.name)}` is not UTF-8") from None
+        raise SourceError(f"the name `{shown(path.name)}` is not UTF-8", hint="rename it") from None
 
 
-def _of_file(path: Path) -> dict[str, str]:
+def _of_file(path: Path, name: str | None = None) -> dict[str, str]:
     try:
         executable = path.stat().st_mode & stat.S_IXUSR
     except OSError as error:
-        raise SourceError(f"cannot read `{shown(str(path))}`: {error.strerror}") from error
-    return {TITLE: title_of(path)} | ({EXECUTABLE: "true"} if executable else {})
+        raise SourceError(
+            f"cannot read `{shown(str(path))}`: {error.strerror}", hint="let this user read it"
+        ) from error
+    title = title_of(path if name is None else Path(name))
+    return {TITLE: title} | ({EXECUTABLE: "true"} if executable else {})
 
 
 # --- one tar ------------------------------------------------------------------------------------

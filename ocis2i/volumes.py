@@ -29,16 +29,25 @@ def parse_volume(text: str) -> BindMount:
         )
     source, target = Path(parts[0]), parts[1]
     if not target.startswith("/") or (target := absolute_path(target)) == "/":
-        raise UsageError(f"invalid volume `{text}`: `{target}` must be an absolute path below `/`")
+        raise UsageError(
+            f"invalid volume `{text}`: `{target}` must be an absolute path below `/`",
+            hint="write SOURCE:TARGET, the target as /data",
+        )
     if target in _RESERVED or target.startswith("/proc/"):
-        raise UsageError(f"invalid volume `{text}`: the container has its own `{target}`")
+        raise UsageError(
+            f"invalid volume `{text}`: the container has its own `{target}`",
+            hint="choose another place in the container",
+        )
     if not source.is_absolute():
         raise UsageError(
             f"invalid volume `{text}`: `{source}` is not an absolute path",
             hint="there are no named volumes without a daemon; name a directory or file",
         )
     if not source.exists():
-        raise UsageError(f"invalid volume `{text}`: there is no `{source}` on this host")
+        raise UsageError(
+            f"invalid volume `{text}`: there is no `{source}` on this host",
+            hint="make it first: a volume is never made",
+        )
     read_only = False
     for option in parts[2].split(",") if len(parts) == 3 else ():
         if option in _ACCESS:

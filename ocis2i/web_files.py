@@ -170,14 +170,17 @@ class WebFiles:
                 first = False
                 arrived.write(block, request.url)
         if not arrived.size:
-            raise SourceError(f"`{redacted(request.url)}` is empty")
+            raise SourceError(f"`{redacted(request.url)}` is empty", hint="look at the address")
 
 
 def _check(request: Request, response: requests.Response, *, start: int, is_pinned: bool) -> None:
     """Raises for an answer that is not the file, or what follows `start` bytes of it."""
     status, name = response.status_code, redacted(request.url)
     if status in _GONE:
-        raise SourceError(f"`{name}` is not there (status {status})")
+        raise SourceError(
+            f"`{name}` is not there (status {status})",
+            hint="look at the address, and whether it is there without credentials",
+        )
     if status in _REFUSED:
         raise SourceError(
             f"`{name}` is refused (status {status})",
@@ -191,7 +194,10 @@ def _check(request: Request, response: requests.Response, *, start: int, is_pinn
             retry_after_seconds=retry_after_seconds(response.headers),
         )
     if response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
-        raise SourceError(f"`{name}` comes compressed, which nobody asked for")
+        raise SourceError(
+            f"`{name}` comes compressed, which nobody asked for",
+            hint="let the server send the file as it is",
+        )
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type in HTML_TYPES and not is_pinned:
         raise _web_page(request)

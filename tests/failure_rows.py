@@ -18,8 +18,10 @@ class Row:
 
     `words` is the command line that fails; in it `{source}` and `{builder}` are those of the test,
     made of `files` and `scripts`, with more of the image's `config`; `{tag}` names the result and
-    `{place}` is an empty directory. Without `words` it is brought about by a function, or only
-    looked at in the module that it is `raised_in`. `warning`: the build goes on, with this said.
+    `{place}` is an empty directory. With `cluster` it is `kube run`, with a stand-in of a cluster
+    where that goes wrong (tests/unit/test_kube_failures.py). Without `words` it is brought about by
+    a function, or only looked at in the module that it is `raised_in`. `warning`: the build goes
+    on, with this said.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Row:
     scripts: Mapping[str, str | None] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     raised_in: str = ""
+    cluster: bool = False
     warning: bool = False
 
 
@@ -339,6 +342,16 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             (*_BUILD, "-P", "a=b"),
         ),
         Row(
+            "build-budget",
+            "the layer of a build is more than its size budget",
+            "SizeBudgetExceeded",
+            9,
+            "its size budget is 1.0 KiB; most is in `/opt/app-root/",
+            "raise --size-budget",
+            (*_BUILD, "--size-budget", "1KiB"),
+            scripts={"assemble": f"{_SH}mkdir big\nhead -c 5000 /dev/zero > big/zeros\n"},
+        ),
+        Row(
             "budget",
             "an image adds more than its size budget",
             "SizeBudgetExceeded",
@@ -352,9 +365,9 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             "a cluster does not do what a build needs of it",
             "ClusterFailed",
             6,
-            "",
-            "",
-            raised_in="ocis2i/kube/cluster.py",
+            "does not know who asks",
+            "log in to the cluster again",
+            cluster=True,
         ),
         Row(
             "no-cluster",
@@ -363,7 +376,7 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             6,
             "cannot be reached",
             "kubeconfig",
-            raised_in="ocis2i/commands/kube_run.py",
+            cluster=True,
         ),
         Row(
             "lost-cluster",
@@ -372,7 +385,7 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             6,
             "is lost",
             "the job goes on there",
-            raised_in="ocis2i/kube/following.py",
+            cluster=True,
         ),
         Row(
             "deleted",
@@ -381,7 +394,7 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             6,
             "was deleted by somebody else",
             "run it again",
-            raised_in="ocis2i/kube/following.py",
+            cluster=True,
         ),
         Row(
             "no-result",
@@ -390,7 +403,7 @@ ROWS: dict[Kind, tuple[Row, ...]] = {
             6,
             "has no result",
             "--tool-image",
-            raised_in="ocis2i/commands/kube_run.py",
+            cluster=True,
         ),
     ),
 }

@@ -32,6 +32,7 @@ After the `error:` and the `hint:` line stands what is known of the script, each
 | `ran as` | user and group, the image's name for the user, the directory, the isolation |
 | `meaning`, `way out` | the exit code in words, where error and hint did not say it already |
 | `kept` | the directory of the build's record, with all that the scripts printed |
+| `container`, `enter` | with `--keep-failed`: where the container is, and the way into it |
 | `repeat` | the command that does it again, with a shell where it fails |
 | `output` | the last ten lines again, when more than that went by; the rest is above |
 
@@ -58,6 +59,13 @@ it, and the build ends with its failure as it would have. What is changed in the
 Injected files and build variables are there as they were for the script, and what the shell shows
 is not masked and not kept anywhere. With buildah the store needs a path of at most 60 bytes or so.
 A kill of ocis2i by SIGKILL ends the shell and leaves your terminal raw: `reset` puts it right.
+
+Other scripts have none, as there is nothing that it could show: after a failed save-artifacts the
+build goes on without artifacts (`ocis2i run --entrypoint /bin/sh IMAGE` opens the image that it ran
+in), and a usage or run script starts in the image as it is (`ocis2i run --entrypoint /bin/sh`).
+
+`--keep-failed` needs no terminal: it keeps the container, and `ocis2i shell BUILD` opens a shell in
+it later, as often as you like: [builds](builds.md#the-container-of-a-build-that-failed).
 """
 
 

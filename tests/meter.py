@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Takes a number of runs and a command; prints seconds, processor seconds and bytes of each run.
 # Small itself: what a process was before exec counts as its memory, too. Memory is the sum over the
 # tree of the proportional sizes (shared pages count once), or of the resident ones where the
 # kernel does not show those; looked at every 20 ms. The largest process alone is the least of it.
-_METER = """\
+METER = """\
 import json, os, signal, sys, threading, time
 
 def children(pid):
@@ -40,7 +41,7 @@ def size(pid):
     except (OSError, IndexError):
         return 0
 
-def watch(root):
+def watch(root, over):
     global peak
     while not over.wait(0.02):
         total, todo = 0, [root]
@@ -50,17 +51,21 @@ def watch(root):
             todo += children(pid)
         peak = max(peak, total)
 
-peak, over = 0, threading.Event()
-started = time.perf_counter()
-pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
-watching = threading.Thread(target=watch, args=(pid,))
-watching.start()
-_, status, usage = os.wait4(pid, 0)
-seconds = time.perf_counter() - started
-over.set()
-watching.join()
-print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, max(peak, usage.ru_maxrss * 1024)]))
-sys.exit(os.waitstatus_to_exitcode(status) & 255)
+runs = []
+for _ in range(int(sys.argv[1])):
+    peak, over = 0, threading.Event()
+    started = time.perf_counter()
+    pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+    watching = threading.Thread(target=watch, args=(pid, over))
+    watching.start()
+    _, status, usage = os.wait4(pid, 0)
+    seconds = time.perf_counter() - started
+    over.set()
+    watching.join()
+    if status:
+        sys.exit(os.waitstatus_to_exitcode(status) & 255)
+    runs.append([seconds, usage.ru_utime + usage.ru_stime, max(peak, usage.ru_maxrss * 1024)])
+print(json.dumps(runs))
 """
 
 
@@ -77,8 +82,24 @@ def measure(
     command: Sequence[str | Path], environment: Mapping[str, str], *, cwd: Path | None = None
 ) -> Measured:
     """Runs a command that has to succeed; raises `RuntimeError` with what it said."""
+    (run,) = measure_runs(command, environment, cwd=cwd)
+    return run
+
+
+def measure_runs(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    count: int = 1,
+    *,
+    inside: Sequence[str] = (),
+    cwd: Path | None = None,
+) -> list[Measured]:
+    """The same, several times one after the other, `inside` of what a launcher makes.
+
+    The start of the launcher is not counted.
+    """
     done = subprocess.run(
-        [sys.executable, "-ISc", _METER, *map(str, command)],
+        [*inside, sys.executable, "-ISc", METER, str(count), *map(str, command)],
         env=dict(environment),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -90,8 +111,7 @@ def measure(
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise RuntimeError(f"`{' '.join(map(str, command[:6]))}`: {done.returncode}: {said}")
-    seconds, cpu_seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return Measured(seconds, cpu_seconds, peak)
+    return [Measured(*run) for run in json.loads(done.stdout.splitlines()[-1])]
 
 
 def own_environment(directory: Path, project: Path) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 *run* is one container through an agent that is there already, *build* a whole `ocis2i build` from
 the start of Python on, its builder unpacked in the store; both are medians. *times* compares with
-the fastest one. *memory* is the peak resident size of the largest process of a build: Python's own,
-unless an executor is larger. Not for root.
+the fastest one. *memory* is the peak of all processes of a build together. Not for root.
 
 `single` is builtin with one user id, `copy` builtin with `--rootfs copy`; `chroot` and `in-place`
 are in a container of the builder image, `chroot` as root of a user namespace whose manager makes
@@ -36,6 +35,7 @@ from ocis2i.store import Store
 from tests.fakes.hosts import ARBITRARY, DOCKER_CAPABILITIES, ROOT, Host, fresh
 from tests.fakes.images import SCRIPTS, Layer, make_layout
 from tests.fakes.program import ARGV, PROJECT
+from tests.meter import Measured, measure_runs
 
 EXECUTORS = ("runc", "crun", "builtin", "buildah", "single", "copy", "chroot", "in-place")
 ALONE = EXECUTORS[4:]
@@ -44,21 +44,7 @@ ROUNDS = 15
 BUILDS = 5
 FILES = 5000
 _FILE = 4096
-_KIB = 1024
-
-# Starts a command several times, inside of whatever it is started in; what each took.
-_TIMED = """\
-import json, os, subprocess, sys, time
-measured = []
-for _ in range(int(sys.argv[1])):
-    started = time.perf_counter()
-    process = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    measured.append((time.perf_counter() - started, usage.ru_maxrss))
-    if status:
-        sys.exit(f"exit code {os.waitstatus_to_exitcode(status)}")
-print(json.dumps(measured))
-"""
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +121,8 @@ def _cost(name: str, bench: Bench) -> Cost:
         measured = _builds(name, bench)
     except Ocis2iError as error:
         return Cost(name, reason=str(error))
-    seconds = statistics.median(seconds for seconds, _ in measured)
-    return Cost(name, run_seconds, seconds, max(peak for _, peak in measured) * _KIB)
+    seconds = statistics.median(run.seconds for run in measured)
+    return Cost(name, run_seconds, seconds, max(run.peak_bytes for run in measured))
 
 
 def _host(name: str, bench: Bench) -> Host:
@@ -161,27 +147,27 @@ def _host(name: str, bench: Bench) -> Host:
             return Host()
 
 
-def _builds(name: str, bench: Bench) -> list[tuple[float, int]]:
-    """Seconds and peak KiB of each build, the first one not counted."""
+def _builds(name: str, bench: Bench) -> list[Measured]:
+    """What each build took, the first one not counted."""
     if name != "in-place":
         return _timed(name, bench, bench.builds + 1)[1:]
     # Each of them takes a container of its own.
     return [one for _ in range(bench.builds + 1) for one in _timed(name, bench, 1)][1:]
 
 
-def _timed(name: str, bench: Bench, count: int) -> list[tuple[float, int]]:
-    command = [*_host(name, bench).launcher, sys.executable, "-c", _TIMED, str(count), *ARGV]
+def _timed(name: str, bench: Bench, count: int) -> list[Measured]:
+    command = [*ARGV]
     command += ["build", str(bench.directory / "source"), f"oci:{bench.directory}/builder:b:1"]
     command += ["app:1", "--quiet", "--isolation", *FLAGS.get(name, (name,))]
     # Where the caller of a container may write; that of `chroot` may nowhere else.
     stores = {"chroot": "/var/tmp/store", "in-place": str(bench.directory / "in-place")}
     store = {"OCIS2I_ROOT": stores[name]} if name in stores else {}
-    done = subprocess.run(
-        command, env={**bench.environment, **store}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise IsolationError(f"no build by `{name}`: {' '.join(done.stderr.split())}")
-    return [(seconds, peak) for seconds, peak in json.loads(done.stdout)]
+    launcher = _host(name, bench).launcher
+    try:
+        return measure_runs(command, {**bench.environment, **store}, count, inside=launcher)
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise IsolationError(f"no build by `{name}`: {words}") from error
 
 
 def _runs(name: str, bench: Bench) -> list[float]:
@@ -253,7 +239,7 @@ def table(costs: Sequence[Cost]) -> str:
     ]
     rows += [
         f"{cost.executor:10}{_run(cost)}{cost.build_seconds * 1000:10.0f}{cost.build_times:8.1f}"
-        f"{cost.peak_bytes / _KIB**2:12.1f}"
+        f"{cost.peak_bytes / _MIB:12.1f}"
         for cost in sorted(costs, key=lambda cost: cost.build_seconds)
         if not cost.reason
     ]

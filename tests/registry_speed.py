@@ -4,8 +4,8 @@
 through a proxy that lets every request wait, as a registry far away does; *again* is their second
 push, *mounted* their push to another repository of the same registry. All are medians, from the
 start of the program on; *times* compares the seconds with the fastest tool's, *memory* is the peak
-resident size, *requests* are those that the proxy saw. skopeo copies from and to an OCI layout;
-buildah is left out: it packs and unpacks the layers, too. Not for root.
+of all its processes together, *requests* are those that the proxy saw. skopeo copies from and to an
+OCI layout; buildah is left out: it packs and unpacks the layers, too. Not for root.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -30,6 +29,7 @@ from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.images import LayoutImage, make_layout
 from tests.fakes.program import ARGV, PROJECT
 from tests.fakes.seeds import TAG, plant_layout, random_layer
+from tests.meter import measure
 
 TOOLS = ("ocis2i", "skopeo")
 ROUNDS = 3
@@ -37,16 +37,7 @@ SIZE_MIB = 1024
 LAYERS = 24
 LAYER_BYTES = 50_000
 DELAY_SECONDS = 0.04
-_KIB, _MIB = 1024, 1 << 20
-
-# Small itself: what a process was before exec counts as its memory, too.
-_METER = """\
-import os, sys, time
-started = time.perf_counter()
-_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ), 0)
-print(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +147,9 @@ class Bench:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory)}
         environment |= {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {"OCIS2I_ROOT": str(self.directory / "store"), "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(
-            [sys.executable, "-ISc", _METER, *command],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        seconds, cpu_seconds, peak = done.stdout.splitlines()[-1].split()
+        took = measure(command, environment)
         tool = "ocis2i" if command[0] == ARGV[0] else Path(command[0]).name
-        return Cost(task, tool, float(seconds), float(cpu_seconds), int(peak) * _KIB)
+        return Cost(task, tool, took.seconds, took.cpu_seconds, took.peak_bytes)
 
 
 def _ocis2i(*arguments: str) -> list[str]:

@@ -15,16 +15,17 @@ ORDER = """
 failure errors variables reference manifest indexes oci_artifacts s2i patterns parameters shell
 mappings confidential settings events limits
 runner causes uids credentials
-syscall_numbers seccomp syscalls fs placement proc container_config certificates net retries endpoints
-container_options allowed_hosts preferences forwarding relay proxy
+syscall_numbers seccomp syscalls fs placement proc container_config certificates net retries
+endpoints container_options allowed_hosts preferences forwarding relay proxy
 blobs leaks mirrors tar layers differences compression agent archives
-policy whereabouts store auth registries credential_helpers keychain login registry blob_stream
-transfer referrers oras_client outputs images image_files layer_facts publish joins
+policy whereabouts store auth registries credential_helpers keychain login growing registry
+blob_stream transfer early_push referrers oras_client outputs images image_files layer_facts
+size_budget publish joins
 command_words records journal
 binaries web_files sources injections scripts script_failure download callback tools
 prepare_source kube
 isolation volumes unpack rootfs artifacts remote_cache session in_place declared
-rebuild s2ifile scaffold spec refusals hidden container failed_shell incremental extended
+rebuild s2ifile scaffold spec refusals hidden container failed_shell kept incremental extended
 inputs result finished unchanged build launch prune resume upload dockerfile export
 report live markup treemap build_facts build_page documents
 explain rules script_checks builder_checks build_rows following doctor

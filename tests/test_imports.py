@@ -53,6 +53,11 @@ def test_answers_about_the_program_load_nothing_heavy(tmp_path: Path, words: lis
     assert loaded(tmp_path, *words) & HEAVY == set()
 
 
+def test_the_help_of_a_build_starts_no_agent(tmp_path: Path) -> None:
+    names = loaded(tmp_path, "build", "--help")
+    assert names & {"ocis2i.isolation.agent", "ocis2i.build", "tomllib"} == set()
+
+
 @pytest.mark.parametrize("verb", ["images", "prune"])
 def test_the_store_is_looked_at_without_the_network(tmp_path: Path, verb: str) -> None:
     names = loaded(tmp_path, verb, "--root", str(tmp_path / "store"))

@@ -100,8 +100,8 @@ class Agent:
         with os.fdopen(os.dup(fds[0]), "rb", buffering=1 << 20) as stream:
             done = unpack.unpack(stream, request["into"], limits)
         return {
-            "entries": done.entries,
-            "size": done.size_bytes,
+            "entries": done.made,
+            "size": done.made_bytes,
             "devices": done.devices,
             "owners": {os.fsdecode(path): owner for path, owner in done.owners.items()},
             "whiteouts": _names(done.whiteouts),

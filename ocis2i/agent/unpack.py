@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from ocis2i import syscalls, tar
@@ -18,6 +21,7 @@ from ocis2i.agent.tree import (
     OPAQUE_XATTR,
     ORIGIN_XATTR,
     OVERLAY_XATTR,
+    measure,
     remove_tree,
     resolve,
 )
@@ -32,6 +36,9 @@ _WHITEOUT_MODE = 0o020000  # S_IFCHR
 # Overlayfs refuses whiteouts made by others, an old tmpfs or NFS has no attributes of users.
 _NO_MARK = (errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.EINVAL)
 _ACL_XATTR = b"system.posix_acl_"
+_DEFAULT_ACL = "system.posix_acl_default"
+_EARLIEST_NS = -(2**31) * 10**9
+_LATEST_NS = 2**33 * 10**9
 _DEEPEST = 1000
 _LAST_ID = 2**32 - 2  # the one above means "leave it" to chown(2)
 # Errors that no honest entry meets: the archive's fault, and not the host's.
@@ -61,11 +68,14 @@ class Unpacked(NamedTuple):
     """What was unpacked. `implied` are directories that no entry described, relative paths.
 
     `owners` are those that the disk cannot remember: of all paths that are not root's. What it
-    could not mark for overlayfs: `whiteouts`, and `opaque` directories.
+    could not mark for overlayfs: `whiteouts`, and `opaque` directories. `made` and `made_bytes`
+    are what `tree.measure` would find.
     """
 
     entries: int
     size_bytes: int
+    made: int
+    made_bytes: int
     implied: tuple[bytes, ...]
     devices: int
     owners: dict[bytes, Owner]
@@ -79,7 +89,7 @@ def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
     Raises `AgentError` of kind `image` for an archive that is broken or hostile, of kind `policy`
     for one beyond the limits, of kind `output` when the disk is full.
     """
-    with _Unpacker(root, limits) as unpacker:
+    with _Unpacker(root, limits) as unpacker, _any_mode():
         reader = tar.Reader(stream)
         name = b""
         try:
@@ -92,6 +102,16 @@ def unpack(stream: BinaryIO, root: str, limits: Limits) -> Unpacked:
             raise AgentError("image", f"broken tar archive: {error}") from error
         except OSError as error:
             raise explain_entry(error, name) from error
+
+
+@contextmanager
+def _any_mode() -> Iterator[None]:
+    """Files are made with the modes that the layer says, whatever the caller's umask is."""
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def explain_entry(error: OSError, name: bytes) -> AgentError:
@@ -137,6 +157,13 @@ class _Unpacker:
         self._unmarked_opaque: set[bytes] = set()
         self._owners: dict[int, Owner] = {}
         self._entries = self._size = self._devices = 0
+        # What is on the disk, as `tree.measure` counts: a hard link's file with each name.
+        self._made = self._made_bytes = 0
+        self._replaced = False
+        self._squashed = squashed()
+        self._inherits = _inherits(self._root)
+        self._raw_parent: bytes | None = None
+        self._clean_parent = b""
 
     def __enter__(self) -> _Unpacker:
         return self
@@ -145,9 +172,19 @@ class _Unpacker:
         self._forget_parents()
         os.close(self._root)
 
+    def _split(self, name: bytes) -> tuple[bytes, bytes]:
+        """`split_name`, which most often has cleaned the same parent just before."""
+        raw, _, last = name.rpartition(b"/")
+        if last in (b"", b".", b".."):
+            return split_name(name)
+        if raw != self._raw_parent:
+            self._clean_parent = split_name(name)[0]
+            self._raw_parent = raw
+        return self._clean_parent, last
+
     def apply(self, header: Header, content: tar.Reader) -> None:
         self._count(header)
-        parent, name = split_name(header.name)
+        parent, name = self._split(header.name)
         if name.startswith(WHITEOUT_PREFIX):
             self._whiteout(parent, name)
         elif not name:
@@ -171,9 +208,13 @@ class _Unpacker:
                 self._set_attributes(fd, header)
             finally:
                 os.close(fd)
+        if self._replaced:
+            self._made, self._made_bytes = measure(os.readlink(_fd_path(self._root)))
         return Unpacked(
             self._entries,
             self._size,
+            self._made,
+            self._made_bytes,
             tuple(sorted(self._implied)),
             self._devices,
             _paths_of(self._root, self._owners),
@@ -214,6 +255,7 @@ class _Unpacker:
         parent = self._parent(above)
         try:
             os.mkdir(last, 0o755, dir_fd=parent)
+            self._made += 1
             self._implied.add(path)
         except FileExistsError:
             # A dangling link: what it names is made, inside the root.
@@ -248,6 +290,7 @@ class _Unpacker:
         path = parent + b"/" + hidden if parent else hidden
         try:
             os.mknod(hidden, _WHITEOUT_MODE, 0, dir_fd=fd)
+            self._made += 1
             # With an origin, overlayfs looks for whiteouts also where it has nothing to merge.
             _set_xattr(_fd_path(fd), ORIGIN_XATTR, b"")
         except FileExistsError:
@@ -279,6 +322,9 @@ class _Unpacker:
                 hid_something = _is_whiteout(fd, name)
                 self._replace(fd, name)
                 os.mkdir(name, 0o700, dir_fd=fd)
+                self._made += 1
+        else:
+            self._made += 1
         self._directories[path] = header
         self._implied.discard(path)
         if hid_something:
@@ -293,9 +339,11 @@ class _Unpacker:
         except FileExistsError:
             self._replace(fd, name)
             self._make(fd, name, header, content)
+        self._made += 1
 
     def _replace(self, fd: int, name: bytes) -> None:
         """Makes room: of two entries with one name the later counts."""
+        self._replaced = True
         self._forget_directories_of(fd, name)
         remove_tree(fd, name)
 
@@ -321,12 +369,8 @@ class _Unpacker:
 
     def _make(self, fd: int, name: bytes, header: Header, content: tar.Reader) -> None:
         if header.kind == tar.REGULAR:
-            out = os.open(name, _CREATE, 0o600, dir_fd=fd)
-            try:
-                copy_content(content, out, header.size)
-                self._set_attributes(out, header)
-            finally:
-                os.close(out)
+            self._make_file(fd, name, header, content)
+            self._made_bytes += header.size
         elif header.kind == tar.HARD_LINK:
             self._hard_link(fd, name, header)
         elif header.kind == tar.SYMLINK:
@@ -336,12 +380,31 @@ class _Unpacker:
             os.mkfifo(name, 0o600, dir_fd=fd)
             self._set_attributes_by_name(fd, name, header)
 
+    def _make_file(self, fd: int, name: bytes, header: Header, content: tar.Reader) -> None:
+        # Most files can be made as they shall be. Others are told so when they are there: chown(2)
+        # takes bits of the mode away again, and attributes cannot be written to what is read-only.
+        whole = not (self._inherits or self._squashed or header.xattrs or header.mode > 0o777)
+        out = os.open(name, _CREATE, header.mode if whole else 0o600, dir_fd=fd)
+        try:
+            if header.size:
+                copy_content(content, out, header.size)
+            if whole:
+                if header.uid or header.gid:
+                    _own(out, header)
+                os.utime(out, ns=times(header))
+            else:
+                self._set_attributes(out, header)
+        finally:
+            os.close(out)
+
     def _hard_link(self, fd: int, name: bytes, header: Header) -> None:
         parent, last = split_name(header.target)
         try:
             source = syscalls.open_in_root(self._root, parent, _PARENT)
             try:
                 os.link(last, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+                facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                self._made_bytes += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
             finally:
                 os.close(source)
         except FileNotFoundError:
@@ -353,26 +416,28 @@ class _Unpacker:
 
     def _set_attributes(self, fd: int, header: Header) -> None:
         # chown clears setuid bits and capabilities, so it comes first.
-        if header.uid or header.gid:
+        if header.uid or header.gid or self._inherits:
             _own(fd, header)
-        self._note_owner(os.fstat(fd), header)
+        if self._squashed:
+            self._note_owner(os.fstat(fd), header)
         for name, value in header.xattrs:
             _set_image_xattr(fd, name, value)
         os.fchmod(fd, header.mode)
         os.utime(fd, ns=times(header))
 
     def _set_attributes_by_name(self, fd: int, name: bytes, header: Header) -> None:
-        _own(name, header, fd)
-        self._note_owner(os.stat(name, dir_fd=fd, follow_symlinks=False), header)
+        if header.uid or header.gid or self._inherits:
+            _own(name, header, fd)
+        if self._squashed:
+            self._note_owner(os.stat(name, dir_fd=fd, follow_symlinks=False), header)
         if header.kind != tar.SYMLINK:
             os.chmod(name, header.mode, dir_fd=fd)
         os.utime(name, ns=times(header), dir_fd=fd, follow_symlinks=False)
 
     def _note_owner(self, facts: os.stat_result, header: Header) -> None:
         """By inode: a path may lead over links, and a file have several."""
-        if squashed():
-            # Also root's: the number may be that of a file which a later entry replaced.
-            self._owners[facts.st_ino] = (header.uid, header.gid)
+        # Also root's: the number may be that of a file which a later entry replaced.
+        self._owners[facts.st_ino] = (header.uid, header.gid)
 
 
 def copy_content(content: tar.Reader, out: int, size: int) -> None:
@@ -380,9 +445,9 @@ def copy_content(content: tar.Reader, out: int, size: int) -> None:
     while size:
         data = content.read(min(size, _CHUNK))
         size -= len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(out, view) :]
+        written = os.write(out, data)
+        while written < len(data):
+            written += os.write(out, memoryview(data)[written:])
 
 
 def _own(target: int | bytes, header: Header, directory: int = -1) -> None:
@@ -411,8 +476,21 @@ def _not_mapped(header: Header) -> AgentError:
 def times(header: Header) -> tuple[int, int]:
     """An entry's time as utime wants it, in nanoseconds."""
     # What ext4 and xfs can hold; anything else is a broken or hostile archive's idea of a time.
-    mtime_ns = min(max(header.mtime_ns, -(2**31) * 10**9), 2**33 * 10**9)
+    mtime_ns = header.mtime_ns
+    if not _EARLIEST_NS <= mtime_ns <= _LATEST_NS:
+        mtime_ns = min(max(mtime_ns, _EARLIEST_NS), _LATEST_NS)
     return mtime_ns, mtime_ns
+
+
+def _inherits(root: int) -> bool:
+    """Whether what is made in a directory gets more from it than a place: a group, or a list."""
+    facts = os.fstat(root)
+    if facts.st_gid != os.getegid() or facts.st_mode & stat.S_ISGID:
+        return True
+    try:
+        return bool(os.getxattr(root, _DEFAULT_ACL))
+    except OSError:
+        return False
 
 
 def _set_image_xattr(fd: int, name: bytes, value: bytes) -> None:

@@ -1,25 +1,45 @@
-"""The agent of a verb, started before the verb's modules: both take long, and side by side half."""
+"""The agent of a build, started before the command line is understood.
+
+To load what understands it, and the build's own modules, takes as long as an agent takes to be
+ready. Both happen side by side then.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ocis2i.isolation.agent import Ahead, ahead
+from ocis2i.commands.state import State
 
 # Their agents are started otherwise: see `ocis2i.session`.
-_WITHOUT_NAMESPACES = ("chroot", "in-place")
+WITHOUT_NAMESPACES = ("chroot", "in-place")
+# Words after which no agent is asked for. Who writes one of them otherwise, or has it as the value
+# of a flag, gets what is asked for, too: only not as fast.
+_WITHOUT_AGENT = ("-h", "--help", "--as-dockerfile", *WITHOUT_NAMESPACES)
+_ISOLATION = "OCIS2I_ISOLATION"
+
+
+def wants_agent(arguments: Sequence[str]) -> bool:
+    """Whether this looks like a build in a container of its own."""
+    if list(arguments[:1]) != ["build"] or os.environ.get(_ISOLATION) in WITHOUT_NAMESPACES:
+        return False
+    words = {part for word in arguments for part in word.split("=", 1)}
+    return words.isdisjoint(_WITHOUT_AGENT)
 
 
 @contextmanager
-def agent_ahead(isolation: str | None, *, wanted: bool = True) -> Iterator[Ahead]:
-    """Starts an agent where one is `wanted`; it is ended, unless somebody took it.
+def agent_ahead(arguments: Sequence[str]) -> Iterator[None]:
+    """Starts an agent for the command line that seems to need one: `State.ahead`.
 
-    It says nothing. What keeps it from working is the error of who takes it.
+    It is ended, unless somebody took it. It says nothing: what keeps it from working is the error
+    of who takes it.
     """
-    if not wanted or isolation in _WITHOUT_NAMESPACES:
-        yield Ahead(None)
+    if not wants_agent(arguments):
+        yield
         return
+    from ocis2i.isolation.agent import ahead  # noqa: PLC0415 - most verbs do without
+
     with ahead(os.environ.get("PATH")) as started:
-        yield started
+        State.ahead = started
+        yield

@@ -76,6 +76,12 @@ VERBS = {
         "resume_build",
         "Push or write the image of a build that broke off after assemble; nothing runs again.",
     ),
+    "shell": Verb(
+        "entering",
+        "open_kept",
+        "Open a shell, or run a command, in the container of a build that --keep-failed kept.",
+        {"context_settings": {"allow_interspersed_args": False}},
+    ),
     "pull": Verb("images", "pull_image", "Fetch an image from its registry into the store."),
     "push": Verb(
         "images", "push_image", "Send an image of the store to a registry, or write it to a path."

@@ -1,6 +1,4 @@
-"""The flags of build and rebuild."""
-
-from __future__ import annotations
+"""The flags of build, and those that rebuild has, too."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,7 +23,7 @@ from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
 _POLICIES = "always, never or if-not-present."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CommonBuildFlags(
     LimitFlags,
     ContainerFlags,
@@ -114,6 +112,22 @@ class CommonBuildFlags(
             help="When assemble or assemble-runtime fails, open a shell in its container.",
         ),
     ] = False
+    keep_failed: Annotated[
+        bool,
+        option(
+            "--keep-failed",
+            help="When assemble or assemble-runtime fails, keep its container's files: `ocis2i "
+            "shell` opens them, `prune` removes them.",
+        ),
+    ] = False
+    size_budget: Annotated[
+        str | None,
+        option(
+            "--size-budget",
+            metavar="SIZE",
+            help="Fail when the files of the new layer are more than this, as 50MiB.",
+        ),
+    ] = None
     destination: Annotated[
         str | None,
         option("--destination", "-d", metavar="DIR", help="Where source and scripts go."),
@@ -284,23 +298,10 @@ class CommonBuildFlags(
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BuildOptions(CommonBuildFlags, SourceFlags):
     """The options of `build`: all but its arguments."""
 
-    source_type: Annotated[
-        str,
-        option(
-            "--source-type",
-            metavar="TYPE",
-            help="What a file as the source is: file is taken as it is, archive is unpacked, "
-            "auto: its content decides.",
-        ),
-    ] = "auto"
-    source_name: Annotated[
-        str | None,
-        option("--source-name", metavar="NAME", help="What a source that is one file is called."),
-    ] = None
     depth: Annotated[
         int | None,
         option("--depth", metavar="N", min=1, help="Clone no more than the last N commits."),
@@ -379,7 +380,7 @@ class BuildOptions(CommonBuildFlags, SourceFlags):
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BuildFlags(BuildOptions):
     """`build`."""
 
@@ -394,13 +395,3 @@ class BuildFlags(BuildOptions):
         typer.Argument(help="The S2I builder image: a name, or oci:, oci-archive:, ..."),
     ] = None
     tag: Annotated[str | None, typer.Argument(help="The name of the result.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RebuildFlags(CommonBuildFlags):
-    """`rebuild`."""
-
-    image: Annotated[str, typer.Argument(help="An image that s2i or ocis2i built.")]
-    tag: Annotated[
-        str | None, typer.Argument(help="The name of the result. Default: the image's.")
-    ] = None

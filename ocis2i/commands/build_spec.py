@@ -13,7 +13,7 @@ from ocis2i.compression import Compression, check_level
 from ocis2i.container_options import parse_add_host, parse_cap_drop, parse_network
 from ocis2i.errors import UsageError
 from ocis2i.images import PullPolicy
-from ocis2i.limits import parse_duration
+from ocis2i.limits import parse_duration, parse_size
 from ocis2i.mappings import PathPair, parse_mappings
 from ocis2i.outputs import parse_output
 from ocis2i.reference import Reference, parse_location, parse_registry_name
@@ -41,13 +41,7 @@ def build_spec(flags: BuildFlags, here: Context) -> BuildSpec:
     spec = common_spec(flags, here, builder=flags.builder or "", tag=flags.tag)
     return replace(
         spec,
-        source=flags.parsed(
-            flags.source or "",
-            here.tools.cwd,
-            depth=flags.depth,
-            type=flags.source_type,
-            name=flags.source_name,
-        ),
+        source=flags.parsed(flags.source or "", here.tools.cwd, depth=flags.depth),
         scripts_url=flags.scripts_url,
         assemble_user=user_flag(flags.assemble_user, "--assemble-user"),
         allowed_uids=parse_uid_ranges(flags.allowed_uids or ""),
@@ -143,6 +137,8 @@ def common_spec(
         prune_upload=flags.prune_upload,
         save_upload=flags.save_temp_dir,
         shell_on_failure=flags.shell_on_failure,
+        keep_failed=flags.keep_failed,
+        size_budget=parse_size(flags.size_budget, "--size-budget"),
         keep_blobs=flags.keep_blobs or settings.keep_blobs,
         clamp_seconds=clamp,
         compression=kind,
@@ -212,12 +208,19 @@ def _environment(flags: CommonBuildFlags, here: Context) -> dict[str, str]:
         text = data.decode()
     except OSError as error:
         raise UsageError(
-            f"the environment file `{flags.environment_file}` cannot be read: {error.strerror}"
+            f"the environment file `{flags.environment_file}` cannot be read: {error.strerror}",
+            hint="name a file that is there and that you may read",
         ) from error
     except UnicodeDecodeError:
-        raise UsageError(f"the environment file `{flags.environment_file}` is not UTF-8") from None
+        raise UsageError(
+            f"the environment file `{flags.environment_file}` is not UTF-8",
+            hint="write it in UTF-8, a line NAME=VALUE each",
+        ) from None
     if len(data) > _FILE_LIMIT:
-        raise UsageError(f"the environment file `{flags.environment_file}` is over 1 MiB")
+        raise UsageError(
+            f"the environment file `{flags.environment_file}` is over 1 MiB",
+            hint="variables of that size are no variables: give a file with --volume or --inject",
+        )
     from_file = parse_variable_file(text, flags.environment_file)
     both = sorted(name for name in given if from_file.get(name, given[name]) != given[name])
     if both:

@@ -19,13 +19,12 @@ from ocis2i.events import ScriptOutput
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.isolation.agent import Ahead
 from ocis2i.outputs.files import ResultFile
-from ocis2i.prune import discard
 from ocis2i.reference import StoredLocation
 from ocis2i.runner import Stdio
 from ocis2i.spec import BuildSpec
 
 
-def make_image(flags: BuildFlags, ahead: Ahead) -> None:
+def make_image(flags: BuildFlags, ahead: Ahead | None) -> None:
     """Builds by the agent `ahead`, or writes the Dockerfile of the build."""
     with context(flags) as here:
         flags = _without_aliases(flags, here)
@@ -95,6 +94,8 @@ def run_build(
         previous = result.restored.digest if result.restored else None
         same = previous == result.encoded.descriptor.digest
         if flags.remove_previous and previous and not same:
+            from ocis2i.prune import discard  # noqa: PLC0415 - few builds load it
+
             discard(here.store, previous, here.recorder)
         messages: tuple[str, ...] = ()
         if flags.callback_url:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ocis2i.commands.ahead import agent_ahead
+from ocis2i.commands.ahead import WITHOUT_NAMESPACES
 from ocis2i.commands.build_flags import BuildFlags
 from ocis2i.commands.state import State
 from ocis2i.errors import UsageError
@@ -22,10 +22,11 @@ def build_image(flags: BuildFlags, command: typer.Context) -> None:
             f"missing argument {missing}", hint="write: ocis2i build SOURCE BUILDER [TAG]"
         )
     _check_conflicts(flags)
-    with agent_ahead(flags.isolation, wanted=flags.as_dockerfile is None) as ahead:
-        from ocis2i.commands.build_work import make_image  # noqa: PLC0415 - see `agent_ahead`
+    if State.ahead and flags.isolation in WITHOUT_NAMESPACES:
+        State.ahead.end()
+    from ocis2i.commands.build_work import make_image  # noqa: PLC0415 - not for wrong words
 
-        make_image(flags, ahead)
+    make_image(flags, State.ahead)
 
 
 def _build_as_saved(command: typer.Context) -> None:

@@ -20,6 +20,7 @@ import typer
 
 from ocis2i import records
 from ocis2i.build_rows import build_row, died_in, human_seconds, parse_moment, seconds_of
+from ocis2i.commands.failing import root_words
 from ocis2i.commands.flags import JsonFlags, StoreFlags, option
 from ocis2i.commands.state import ReaderGoneError, State, print_json
 from ocis2i.errors import Interrupted, Ocis2iError, OutputError, PolicyError, UsageError
@@ -70,7 +71,9 @@ class ListBuildsFlags(JsonFlags):
 
 def list_builds(flags: ListBuildsFlags) -> None:
     with _answering(flags) as store_root:
-        rows = [build_row(record) for record in records.all_records(store_root)]
+        told = [(record, build_row(record)) for record in records.all_records(store_root)]
+        # What is not there any more was removed while it was read.
+        rows = [row for record, row in told if record.path.exists()]
         shown = [row for row in rows if flags.everything or row["state"] == "running"]
         if flags.as_json:
             print_json({"version": VERSION, "builds": shown})
@@ -84,7 +87,7 @@ def _listed(row: dict[str, Any], now: datetime) -> tuple[str, ...]:
     begun, took = parse_moment(row["started"]), seconds_of(row, now)
     cells = (
         row["id"],
-        row["state"],
+        row["state"] + (", kept" if row["kept"] else ""),
         row["stage"] or row["reason"] or "",
         f"{human_seconds((now - begun).total_seconds())} ago" if begun else "",
         human_seconds(took) if took is not None else "",
@@ -118,7 +121,7 @@ def show_status(flags: StatusFlags) -> None:
 
 def _left(record: Record, row: dict[str, Any]) -> list[str] | None:
     """What `resume` would do, in words; `None` when there is nothing that it could go on from."""
-    if row["state"] in ("running", "succeeded") or record.stored() is None:
+    if row["state"] in ("running", "succeeded") or record.stored() is None or not record.document:
         return None
     from ocis2i.resume import missing_of  # noqa: PLC0415 - only for builds that stopped late
 
@@ -166,14 +169,22 @@ def _status_lines(
         yield "took", human_seconds(took)
     yield "stages", ", ".join(_stage_words(record))
     yield "record", row["record"]
+    yield from (("damaged", said) for said in record.damage())
+    name, root = _name_of(record), root_words(State.arguments)
+    if row["kept"]:
+        yield "container", row["kept"]
+        yield "enter", shlex.join(["ocis2i", "shell", *root, name])
     if left is not None:
         yield "missing", ", ".join(left) or "only its result"
-        # A record that `--record` put elsewhere is found by its path alone.
-        known = record.path.name == row["id"]
-        name = row["id"] if known else str(record.path.absolute())
-        yield "next", shlex.join(["ocis2i", "resume", name])
-    elif row["state"] in ("failed", "cancelled", "died") and record.command:
+        yield "next", shlex.join(["ocis2i", "resume", *root, name])
+    elif row["state"] in ("failed", "cancelled", "died") and record.build_again:
         yield "next", record.build_again
+
+
+def _name_of(record: Record) -> str:
+    """What to call a build on a command line."""
+    # A record that `--record` put elsewhere is found by its path alone.
+    return record.id if record.path.name == record.id else str(record.path.absolute())
 
 
 def _stage_words(record: Record) -> Iterator[str]:
@@ -273,6 +284,11 @@ def _wait(record: Record, deadline: float | None, shown: str | None) -> None:
                 reason="TimeLimitReached",
             )
         _pause()
+    if not record.path.exists():
+        raise UsageError(
+            f"the record of the build `{record.id}` was removed before its end was read",
+            hint="keep more of them (OCIS2I_KEEP_BUILDS), or wait for one with --record DIR",
+        )
 
 
 # --- cancel -----------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from ocis2i.differences import State as ChangeState
 from ocis2i.documents import difference_document
 from ocis2i.errors import PolicyError, UsageError
 from ocis2i.layer_facts import ImageDifference, image_difference
-from ocis2i.limits import parse_size
+from ocis2i.limits import human_size, parse_size
 from ocis2i.reference import parse_location
-from ocis2i.report import human_size, printable, table
+from ocis2i.report import printable, table
 
 _ROWS = 12
 _OFFENDERS = 5

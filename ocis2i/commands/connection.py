@@ -72,11 +72,14 @@ def _given(flags: ConnectionFlags, environment: Mapping[str, str]) -> Given:
     """What the user gives in so many words: by a flag, else by variables."""
     creds = flags.creds if isinstance(flags, CredentialFlags) else None
     if creds and flags.authfile:
-        raise UsageError("--creds and --authfile exclude each other")
+        raise UsageError("--creds and --authfile exclude each other", hint="leave one of them out")
     if creds and isinstance(flags, CredentialFlags):
         location = parse_location(flags.named_image)
         if not isinstance(location, RegistryLocation):
-            raise UsageError(f"--creds is for a registry, and `{location}` is in none")
+            raise UsageError(
+                f"--creds is for a registry, and `{location}` is in none",
+                hint="leave it out, or name an image of a registry",
+            )
         return {location.reference.registry: parse_credentials(creds)}
     return {} if flags.authfile else credentials_of_environment(environment, _password_file)
 
@@ -84,5 +87,8 @@ def _given(flags: ConnectionFlags, environment: Mapping[str, str]) -> Given:
 def _password_file(path: str) -> bytes:
     data = read_settings(Path(path), "the password's file")
     if data is None:
-        raise UsageError(f"the password's file `{path}` does not exist")
+        raise UsageError(
+            f"the password's file `{path}` does not exist",
+            hint="name the file that has the password in it",
+        )
     return data

@@ -1,7 +1,5 @@
 """The flags of all verbs that run a container."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,7 +19,7 @@ from ocis2i.runner import Hardening
 from ocis2i.settings import ISOLATIONS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ContainerFlags(RootfsFlags):
     """What a container gets."""
 
@@ -53,7 +51,7 @@ class ContainerFlags(RootfsFlags):
         return known_isolation(self.isolation)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LimitFlags(StoreFlags):
     """What a container may use up, and what it is kept from."""
 

@@ -96,6 +96,15 @@ def _explain(found: Obtained, flags: ExplainFlags, here: Context) -> Explanation
     )
 
 
+def declaration_of(found: Obtained, here: Context) -> Declaration | None:
+    """What a builder declares, in its label or its file; raises `ImageError`."""
+    declaration = label_declaration(found)
+    contract = read_contract(found.image.config)
+    if declaration is None and contract.scripts_url:
+        _, declaration = _look(found, contract, here)
+    return declaration
+
+
 def _look(
     found: Obtained, contract: Contract, here: Context
 ) -> tuple[dict[str, str] | None, Declaration | None]:

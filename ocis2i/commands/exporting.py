@@ -30,6 +30,8 @@ def export_build(spec: BuildSpec, flags: BuildFlags, here: Context) -> None:
         ("--rm", flags.remove_previous),
         ("--save-temp-dir", flags.save_temp_dir),
         ("--shell-on-failure", flags.shell_on_failure),
+        ("--keep-failed", flags.keep_failed),
+        ("--size-budget", flags.size_budget is not None),
         ("--timestamp", flags.timestamp is not None),
         ("--compression", "compression" in flags.given),
         ("--allow-leaks", flags.allow_leaks),

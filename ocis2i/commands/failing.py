@@ -14,20 +14,31 @@ SHELL_FLAG = "--shell-on-failure"
 _BUILDS = ("build", "rebuild")
 
 
-def with_way_back(failure: Failure, arguments: Sequence[str], kept: Path | None = None) -> Failure:
+def with_way_back(
+    failure: Failure,
+    arguments: Sequence[str],
+    kept: Path | None = None,
+    secrets: Sequence[str] = (),
+    build: str = "",
+) -> Failure:
     """The same with the command that repeats the step, if it has none, and what is `kept`; pure.
 
-    `arguments` are those of the program that failed.
+    `arguments` are those of the program that failed; `secrets` are values that must not be seen,
+    wherever they stand; `build` is what the build is called.
     """
     failure = replace(failure, kept=str(kept) if kept else None)
+    if failure.container:
+        name = build if kept else failure.container
+        words = ["ocis2i", "shell", *root_words(arguments), name]
+        failure = replace(failure, enter=shlex.join(words))
     if failure.repeat:
         return failure
-    return replace(failure, repeat=command_again(arguments))
+    return replace(failure, repeat=command_again(arguments, secrets))
 
 
-def command_again(arguments: Sequence[str]) -> str:
+def command_again(arguments: Sequence[str], secrets: Sequence[str] = ()) -> str:
     """The command line to type again, without secrets; a build with a shell after its failure."""
-    words = without_secrets(without_record(arguments))
+    words = without_secrets(without_record(arguments), secrets)
     verb = next((word for word in words if word in _BUILDS), None)
     # A shell reads standard input, which has the source then.
     if verb and SHELL_FLAG not in words and not _takes_input(words):
@@ -35,18 +46,29 @@ def command_again(arguments: Sequence[str]) -> str:
     return shlex.join(["ocis2i", *words])
 
 
+def root_words(arguments: Sequence[str]) -> list[str]:
+    """The words that name another store than the usual one, as they were typed last."""
+    found: list[str] = []
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        if before == "--root":
+            found = [before, word]
+        elif word.startswith("--root="):
+            found = [word]
+    return found
+
+
 def _takes_input(words: Sequence[str]) -> bool:
     pairs = zip(("", *words), words, strict=False)
     return any(word == "-" and before != "--events" for before, word in pairs)
 
 
-def without_secrets(arguments: Sequence[str]) -> list[str]:
+def without_secrets(arguments: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
     """The arguments without secrets (`masked_command`), as they can be typed again.
 
     Of a variable or a parameter the name stays alone: then the caller's variable of that name is
     taken. `***` stands where something has to be filled in.
     """
-    words = masked_command(arguments)
+    words = masked_command(arguments, secrets)
     alone = f"={MASK}"
     return [
         word.removesuffix(alone) if takes_pair(before, word) else word

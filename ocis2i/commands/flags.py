@@ -3,8 +3,6 @@
 `command_of` turns a function of such a dataclass into a command.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -78,7 +76,7 @@ def option(*names: str, help: str, metavar: str | None = None, **more: Any) -> A
     return typer.Option(*names, help=help, metavar=metavar, **more)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StoreFlags:
     """What every verb has that works with the store; `given` names what the user wrote."""
 
@@ -97,7 +95,7 @@ class StoreFlags:
         return ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TalkFlags(StoreFlags):
     """How much is told on standard error."""
 
@@ -109,14 +107,14 @@ class TalkFlags(StoreFlags):
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class JsonFlags(StoreFlags):
     """Verbs that can answer with a document."""
 
     as_json: Annotated[bool, option("--json", help="Print one JSON document on stdout.")] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ConnectionFlags(StoreFlags):
     """How registries are spoken to."""
 
@@ -146,7 +144,7 @@ class ConnectionFlags(StoreFlags):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RegistryFlags(ConnectionFlags):
     """Verbs that take images from registries."""
 
@@ -160,7 +158,7 @@ class RegistryFlags(ConnectionFlags):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CredentialFlags(RegistryFlags):
     """Verbs that work with one image of one registry."""
 
@@ -179,7 +177,7 @@ class CredentialFlags(RegistryFlags):
         return str(getattr(self, "destination", None) or getattr(self, "image", ""))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TimeFlags(StoreFlags):
     """Verbs that ask registries for small things."""
 
@@ -193,7 +191,7 @@ class TimeFlags(StoreFlags):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SendFlags(TimeFlags):
     """Verbs that send blobs to registries."""
 
@@ -217,7 +215,7 @@ class SendFlags(TimeFlags):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TransferFlags(SendFlags):
     """Verbs that move whole images."""
 
@@ -227,7 +225,7 @@ class TransferFlags(SendFlags):
     ] = DEFAULT_JOBS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PlatformFlags(StoreFlags):
     """Which image of an index is meant."""
 
@@ -246,7 +244,7 @@ class PlatformFlags(StoreFlags):
         return Platform.parse(self.platform) if self.platform else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DigestFileFlags(StoreFlags):
     """Verbs that push: where the digest of what was pushed is written."""
 
@@ -261,7 +259,7 @@ class DigestFileFlags(StoreFlags):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RootfsFlags(StoreFlags):
     """What a container's tree is made of."""
 
@@ -276,7 +274,7 @@ class RootfsFlags(StoreFlags):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PullFlags(RegistryFlags):
     """When the registry is asked for the image that a verb works with."""
 
@@ -294,7 +292,7 @@ class PullFlags(RegistryFlags):
 _DOCKER = "Speaks of a Docker daemon: accepted and ignored."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DockerFlags(StoreFlags):
     """Flags of s2i that only a Docker daemon gives a meaning."""
 

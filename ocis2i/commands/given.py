@@ -91,24 +91,34 @@ def _read(path: str, here: Context, what: str, limit: int) -> str:
     place = here.tools.cwd / path
     try:
         if not path:
-            raise UsageError(f"{what}=@ names no file")
+            raise UsageError(
+                f"{what}=@ names no file", hint="write =@FILE, or =@- for standard input"
+            )
         if not (place.is_file() or place.is_fifo()):  # a pipe is what <(command) makes
-            raise UsageError(f"{what}: `{shown(path)}` is no file that is there")
+            raise UsageError(
+                f"{what}: `{shown(path)}` is no file that is there",
+                hint="name a file that is there, or =@- for standard input",
+            )
         with place.open("rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no path"
-        raise UsageError(f"{what}: `{shown(path)}` cannot be read: {why}") from error
+        raise UsageError(
+            f"{what}: `{shown(path)}` cannot be read: {why}", hint="name a file that you may read"
+        ) from error
     return _decode(data, f"{what}: `{shown(path)}`", limit)
 
 
 def _decode(data: bytes, what: str, limit: int) -> str:
     if len(data) > limit:
-        raise UsageError(f"{what} has over {limit} bytes")
+        raise UsageError(
+            f"{what} has over {limit} bytes",
+            hint="give large values in a file, with --volume or --inject",
+        )
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise UsageError(f"{what} is not UTF-8") from None
+        raise UsageError(f"{what} is not UTF-8", hint="write it in UTF-8") from None
 
 
 def _from_file(path: str, here: Context) -> dict[str, str]:
@@ -138,7 +148,10 @@ def _toml(text: str, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{what} is not TOML: {error}") from None
+        raise UsageError(
+            f"{what} is not TOML: {error}",
+            hint="write it as TOML, JSON or lines of NAME=VALUE, and let its name end accordingly",
+        ) from None
 
 
 def _scalar(name: str, value: Any, where: str) -> str:

@@ -32,6 +32,7 @@ from ocis2i.images import (
     obtain,
     pull_everything,
 )
+from ocis2i.limits import human_size
 from ocis2i.manifest import Index
 from ocis2i.outputs import Delivered
 from ocis2i.publish import check_digest, push, send_all_tags, send_index
@@ -43,7 +44,7 @@ from ocis2i.reference import (
     StoredLocation,
     parse_location,
 )
-from ocis2i.report import human_size, table
+from ocis2i.report import table
 from ocis2i.store import Store
 
 

@@ -84,7 +84,7 @@ def log_in(flags: LoginFlags) -> None:
 def log_out(flags: LogoutFlags) -> None:
     if flags.everything:
         if flags.registry:
-            raise UsageError("--all and REGISTRY exclude each other")
+            raise UsageError("--all and REGISTRY exclude each other", hint="leave one of them out")
         for key in _place(flags).forget_all():
             print(printable(f"logged out of {key}"))
         return
@@ -139,10 +139,13 @@ def _known(flags: ConnectionFlags, key: str, path: Path) -> Credentials | None:
 
 def _credentials(flags: LoginFlags, key: str) -> Credentials:
     if flags.password is not None and flags.password_stdin:
-        raise UsageError("--password and --password-stdin exclude each other")
+        raise UsageError(
+            "--password and --password-stdin exclude each other",
+            hint="leave one of them out; --password-stdin keeps it out of the list of processes",
+        )
     if flags.password_stdin:
         if not flags.username:
-            raise UsageError("--password-stdin needs --username")
+            raise UsageError("--password-stdin needs --username", hint="add --username NAME")
         data = sys.stdin.buffer.read(_PASSWORD_LIMIT) if sys.stdin else b""
         return Credentials(flags.username, decode_password(data, "standard input"))
     if flags.password is not None:
@@ -152,7 +155,10 @@ def _credentials(flags: LoginFlags, key: str) -> Credentials:
     username = flags.username or _ask_name(key)
     password = flags.password if flags.password is not None else _ask_password(username, key)
     if ":" in username or not username:
-        raise UsageError("the user name must not be empty, nor have a `:` in it")
+        raise UsageError(
+            "the user name must not be empty, nor have a `:` in it",
+            hint="name the user with --username; a token may want a name as `oauth2accesstoken`",
+        )
     return Credentials(username, decode_password(password.encode(), "this login"))
 
 

@@ -10,9 +10,8 @@ from ocis2i.commands.context import context
 from ocis2i.commands.flags import JsonFlags, option
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
-from ocis2i.limits import parse_duration
+from ocis2i.limits import human_size, parse_duration
 from ocis2i.prune import OldRecords, prune
-from ocis2i.report import human_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +54,13 @@ def prune_store(flags: PruneFlags) -> None:
                     "bytes": done.blob_bytes,
                     "busy": done.busy,
                     "records": done.records,
+                    "kept": done.kept,
                 }
             )
         else:
             forgotten = f", forgot {done.records} builds" if done.records else ""
+            kept = f", {done.kept} kept containers" if done.kept else ""
             print(
                 f"removed {done.builds} dead builds, {done.layers} unpacked layers and "
-                f"{done.blobs} blobs ({human_size(done.blob_bytes)}){forgotten}"
+                f"{done.blobs} blobs ({human_size(done.blob_bytes)}){kept}{forgotten}"
             )

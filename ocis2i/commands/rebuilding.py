@@ -1,11 +1,12 @@
 """The verb that makes an image again: rebuild."""
 
-from __future__ import annotations
+from dataclasses import dataclass, replace
+from typing import Annotated
 
-from dataclasses import replace
+import typer
 
 from ocis2i.callback import check_callback_url
-from ocis2i.commands.build_flags import RebuildFlags
+from ocis2i.commands.build_flags import CommonBuildFlags
 from ocis2i.commands.build_spec import common_spec
 from ocis2i.commands.build_work import run_build
 from ocis2i.commands.context import Context, context
@@ -16,6 +17,16 @@ from ocis2i.reference import Location, RegistryLocation, parse_location
 from ocis2i.s2i import Start, parse_start
 from ocis2i.sources import parse_source
 from ocis2i.spec import BuildSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RebuildFlags(CommonBuildFlags):
+    """`rebuild`."""
+
+    image: Annotated[str, typer.Argument(help="An image that s2i or ocis2i built.")]
+    tag: Annotated[
+        str | None, typer.Argument(help="The name of the result. Default: the image's.")
+    ] = None
 
 
 def rebuild_image(flags: RebuildFlags) -> None:

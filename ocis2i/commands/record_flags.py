@@ -1,14 +1,12 @@
 """The flags of who wants to watch a build: where its record lies, and its events as they come."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
 from ocis2i.commands.flags import StoreFlags, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RecordFlags(StoreFlags):
     """Verbs that build."""
 

@@ -57,6 +57,9 @@ def open_journal(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> Non
     """
     check_events(flags)
     started = datetime.now(UTC)
+    # What is shorter is in too many words that are no secret.
+    values = spec.secrets.environment.values()
+    State.secrets = tuple(value for value in values if len(value) > 3)
     heading = _heading(spec, flags, here)
     stream: TextIO | None = None
     if flags.events:
@@ -110,13 +113,12 @@ def _retention(here: Context) -> Callable[[], None]:
 
 
 def _heading(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> Heading:
-    secrets = [value for value in spec.secrets.environment.values() if len(value) > 3]
     return Heading(
         source=source_text(spec.source),
         builder=redact_url(str(spec.builder)),
         names=tuple(map(str, spec.names)),
         tag=spec.tag,
-        command=masked_command(State.arguments, secrets),
+        command=masked_command(State.arguments, State.secrets),
         cwd=str(here.tools.cwd),
         version=__version__,
         resume=_wishes(spec, flags, here),

@@ -45,6 +45,8 @@ def write_report(flags: ReportFlags) -> None:
     with context(flags) as here, here.store.in_use():
         root = here.store.root
         record = find(root, flags.build) if flags.build else newest(root)
+        for said in record.damage():
+            here.recorder.warn(f"the record `{record.path}` is damaged: {said}")
         now = datetime.now(UTC)
         facts = read_facts(record, now)
         page = build_page(facts, _changes(facts, here), now=now, version=__version__)

@@ -1,7 +1,5 @@
 """The flags of verbs that take a source."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,7 @@ from ocis2i.commands.flags import StoreFlags, option
 from ocis2i.sources import DEFAULT_EXCLUDE, Source, parse_source
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SourceFlags(StoreFlags):
     """What is taken of a source, and how."""
 
@@ -32,21 +30,26 @@ class SourceFlags(StoreFlags):
     ignore_submodules: Annotated[
         bool, option("--ignore-submodules", help="Leave git submodules out.")
     ] = False
+    source_type: Annotated[
+        str,
+        option(
+            "--source-type",
+            metavar="TYPE",
+            help="What a file as the source is: file is taken as it is, archive is unpacked, "
+            "auto: its content decides.",
+        ),
+    ] = "auto"
+    source_name: Annotated[
+        str | None,
+        option("--source-name", metavar="NAME", help="What a source that is one file is called."),
+    ] = None
 
     @property
     def source_flags(self) -> list[str]:
         """The names of those of them that were given."""
         return sorted(self.given & SourceFlags.__annotations__.keys())
 
-    def parsed(
-        self,
-        source: str,
-        cwd: Path,
-        *,
-        depth: int | None = None,
-        type: str = "auto",  # noqa: A002 - as the flag has it
-        name: str | None = None,
-    ) -> Source:
+    def parsed(self, source: str, cwd: Path, *, depth: int | None = None) -> Source:
         """What `source` means with these flags; raises `UsageError`."""
         return parse_source(
             source,
@@ -58,6 +61,6 @@ class SourceFlags(StoreFlags):
             keep_symlinks=self.keep_symlinks,
             ignore_submodules=self.ignore_submodules,
             depth=depth,
-            type=type,
-            name=name,
+            type=self.source_type,
+            name=self.source_name,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ocis2i.isolation.agent import Ahead
     from ocis2i.journal import Journal
     from ocis2i.report import Recorder
 
@@ -29,10 +30,14 @@ class State:
     quiet = False
     # The command line, after the program's name.
     arguments: tuple[str, ...] = ()
+    # Values that are in the command line and must not be seen.
+    secrets: tuple[str, ...] = ()
     # What is to be done once the arguments were found to be right.
     when_valid: Callable[[], None] | None = None
     # The record of the build, and what is to be done once it is closed.
     journal: Journal | None = None
+    # The agent that was started for this command before its words were understood.
+    ahead: Ahead | None = None
     when_recorded: Callable[[], None] | None = None
 
     @classmethod
@@ -40,8 +45,8 @@ class State:
         """As before any command."""
         cls.root, cls.log_level, cls.docker_only = None, 0, ()
         cls.recorder, cls.as_json, cls.when_valid = None, False, None
-        cls.journal, cls.when_recorded = None, None
-        cls.arguments, cls.quiet = (), False
+        cls.journal, cls.when_recorded, cls.ahead = None, None, None
+        cls.arguments, cls.secrets, cls.quiet = (), (), False
 
 
 def print_json(document: dict[str, Any]) -> None:

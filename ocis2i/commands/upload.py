@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ocis2i.binaries import check_name
 from ocis2i.commands.context import Context, context, digest_file
 from ocis2i.commands.delivered import print_delivered
 from ocis2i.commands.flags import (
@@ -26,6 +27,7 @@ from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import stage
+from ocis2i.limits import human_size
 from ocis2i.manifest import Descriptor
 from ocis2i.oci_artifacts import SOURCE_TYPE, TITLE, referrer_type
 from ocis2i.outputs import Delivered
@@ -36,8 +38,8 @@ from ocis2i.reference import (
     parse_registry_name,
 )
 from ocis2i.referrers import list_under_tag, referrers_of
-from ocis2i.report import human_size, printable, table
-from ocis2i.sources import Source
+from ocis2i.report import printable, table
+from ocis2i.sources import Source, read_source_type
 from ocis2i.upload import FileSource, check_target, title_of, upload
 
 # RFC 6838, section 4.2, with a tree and a suffix or not.
@@ -50,7 +52,7 @@ class UploadFlags(CredentialFlags, SendFlags, DigestFileFlags, TalkFlags, JsonFl
 
     source: Annotated[
         str,
-        typer.Argument(help="A directory, or a file that is taken as it is; git URLs work, too."),
+        typer.Argument(help="What `build` takes as well. A file of this host is taken as it is."),
     ]
     reference: Annotated[str, typer.Argument(help="The name of the artifact in a registry.")]
 
@@ -81,15 +83,17 @@ def upload_source(flags: UploadFlags) -> None:
 
 def _source(flags: UploadFlags, cwd: Path) -> Source | FileSource:
     path = cwd / flags.source
-    if _is_file(path):
-        if meant := flags.source_flags:
-            raise UsageError(
-                f"--{meant[0].replace('_', '-')} has no meaning for a file, and `{flags.source}` "
-                "is one",
-                hint="a file is uploaded as it is",
-            )
-        return FileSource(path)
-    return flags.parsed(flags.source, cwd)
+    if not _is_file(path) or read_source_type(flags.source_type) == "archive":
+        return flags.parsed(flags.source, cwd)
+    meant = [one for one in flags.source_flags if not one.startswith("source_")]
+    if meant:
+        raise UsageError(
+            f"--{meant[0].replace('_', '-')} has no meaning for a file, and `{flags.source}` "
+            "is one",
+            hint="a file is uploaded as it is; --source-type archive unpacks it",
+        )
+    name = flags.source_name
+    return FileSource(path, None if name is None else check_name(name))
 
 
 def _is_file(path: Path) -> bool:
@@ -122,7 +126,10 @@ def attach_file(flags: AttachFlags) -> None:
     with context(flags) as here:
         path = here.tools.cwd / flags.file
         if not _is_file(path):
-            raise SourceError(f"`{flags.file}` is no file")
+            raise SourceError(
+                f"`{flags.file}` is no file",
+                hint="name a file that is there; `ocis2i upload` takes directories",
+            )
         registry = here.tools.places.registry
         with stage(here.recorder, "push", flags.image):
             image, subject = _subject(flags.image, here)

@@ -108,7 +108,10 @@ class Answering:
         return self.reply()
 
     def _died(self) -> IsolationError:
-        return IsolationError("a process of the build agent ended unexpectedly")
+        return IsolationError(
+            "a process of the build agent ended unexpectedly",
+            hint="the kernel may have ended it for want of memory (`dmesg`); try again",
+        )
 
 
 class Agent(Answering):
@@ -165,7 +168,10 @@ class Agent(Answering):
         code = self._process.wait()
         self._end_orphans()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return IsolationError(f"the build agent ended unexpectedly ({how})")
+        return IsolationError(
+            f"the build agent ended unexpectedly ({how})",
+            hint="the kernel may have ended it for want of memory (`dmesg`); try again",
+        )
 
 
 def _error(answer: Reply) -> Ocis2iError:
@@ -191,10 +197,16 @@ class Ahead:
         taken, self._starting = self._starting, None
         return taken
 
+    def give_up(self) -> None:
+        """Nobody will take it: it may end while others work."""
+        if self._starting:
+            self._starting.give_up()
+
     def end(self) -> None:
         """Ends it, if nobody took it."""
-        if self._starting:
-            self._starting.kill()
+        starting, self._starting = self._starting, None
+        if starting:
+            starting.kill()
 
 
 @contextmanager
@@ -353,10 +365,17 @@ class _Starting:
             return Agent(self._process, self._channel, self._greet())
         except (BrokenPipeError, ConnectionResetError) as error:
             self._process.wait()
-            raise IsolationError("the build agent ended before it was ready") from error
+            raise IsolationError(
+                "the build agent ended before it was ready",
+                hint="`ocis2i doctor` says what this host allows",
+            ) from error
         except BaseException:
             self.kill()
             raise
+
+    def give_up(self) -> None:
+        """Lets it end, and does not wait for that: its namespaces take their time."""
+        self._process.kill()
 
     def kill(self) -> None:
         """Ends it; nobody has asked it for anything yet."""
@@ -388,7 +407,7 @@ def _spawn(theirs: socket.socket, search_path: str | None, through: str | None) 
     # A high number: buildah has files of its own at the low ones.
     passed = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
     theirs.close()
-    argv = [sys.executable, "-I", "-S", str(_PROGRAM), str(passed)]
+    argv = [sys.executable, *bytecode_options(), "-I", "-S", str(_PROGRAM), str(passed)]
     environment = {}
     if through:
         argv = [through, "unshare", *argv]
@@ -397,6 +416,11 @@ def _spawn(theirs: socket.socket, search_path: str | None, through: str | None) 
         return spawn(argv, environment=environment, pass_fds=(passed,), quiet=bool(through))
     finally:
         os.close(passed)
+
+
+def bytecode_options() -> list[str]:
+    """Options of Python: where our own modules are kept compiled, theirs are found, too."""
+    return ["-X", f"pycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []
 
 
 def _channel() -> tuple[socket.socket, socket.socket]:

@@ -248,6 +248,12 @@ class Body(Protocol):
     def __iter__(self) -> Iterator[bytes | memoryview]: ...
 
 
+class EndlessBody(Protocol):
+    """The same of a number that nobody knows yet: `Transfer-Encoding: chunked`."""
+
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request. `authorization` goes to the origin of `url` only, never to another.
@@ -260,7 +266,7 @@ class Request:
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | Body = b""
+    body: bytes | Body | EndlessBody = b""
     authorization: str | None = field(default=None, repr=False)
     read_seconds: float = READ_SECONDS
     follow_redirects: bool = True

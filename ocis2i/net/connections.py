@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from ocis2i.net import Body, FailureKind
+from ocis2i.net import Body, EndlessBody, FailureKind
 
 POOL_SIZE = 16
 
@@ -119,7 +119,7 @@ class Adapter(HTTPAdapter):
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | Body,
+        body: bytes | Body | EndlessBody,
         *,
         connect_seconds: float,
         read_seconds: float,

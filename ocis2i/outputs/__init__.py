@@ -77,7 +77,10 @@ def parse_output(text: str) -> Output:
     if location.transport == "docker-archive":
         name = Reference.parse(location.name) if location.name else None
         if name and name.digest:
-            raise UsageError(f"`{text}`: an archive is named by a tag, not by a digest")
+            raise UsageError(
+                f"`{text}`: an archive is named by a tag, not by a digest",
+                hint="leave out the part from `@` on",
+            )
         return DockerArchiveOutput(path, name)
     if location.name and not _REF_NAME.match(location.name):
         raise UsageError(

@@ -158,7 +158,10 @@ class ResultFile:
 
 
 def _followed(path: Path) -> Path:
-    circle = OutputError(f"cannot write `{path}`: its links lead in a circle")
+    circle = OutputError(
+        f"cannot write `{path}`: its links lead in a circle",
+        hint="remove the link, or name another file",
+    )
     try:
         target = path.resolve()
     except RuntimeError as error:  # Python before 3.13

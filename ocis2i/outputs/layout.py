@@ -144,7 +144,13 @@ def _read_index(path: Path) -> Json:
     try:
         index = parse_json(raw, "it")
     except ImageError as error:
-        raise OutputError(f"`{path}/index.json` is broken: {error.message}") from error
+        raise OutputError(
+            f"`{path}/index.json` is broken: {error.message}",
+            hint="name another directory, or remove that file",
+        ) from error
     if not isinstance(index.get("manifests"), list):
-        raise OutputError(f"`{path}/index.json` is not the index of a layout")
+        raise OutputError(
+            f"`{path}/index.json` is not the index of a layout",
+            hint="name another directory, or remove that file",
+        )
     return index

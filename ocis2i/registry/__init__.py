@@ -21,6 +21,7 @@ from ocis2i.blobs import Readable
 from ocis2i.endpoints import AsNamed, Endpoints, Place
 from ocis2i.errors import ImageError, PolicyError, RegistryError, UsageError
 from ocis2i.events import Event, Notice, Report, Transfer, silent
+from ocis2i.growing import Growing
 from ocis2i.keychain import Keychain
 from ocis2i.manifest import (
     DOCUMENT_LIMIT,
@@ -53,6 +54,7 @@ __all__ = ["Answer", "Pushed", "Reached", "Registry"]
 ACCEPTED = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
 # What a request that somebody else understands may be answered with.
 ANSWERS = frozenset(range(200, 600)) - RETRYABLE_STATUS - {401}
+_GLANCE_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -114,6 +116,8 @@ class Registry:
         )
         self._downloads = Downloads(self._dialog, self._retries, self._tell_pulling)
         self._uploads = Uploads(self._dialog, self._retries, self._tell_pushing, mode=upload)
+        self._early = self._uploads.beside(self._tell_pushing_early)
+        self._early_is_told = False
 
     def close(self) -> None:
         """Closes kept connections; the client may still be used."""
@@ -306,6 +310,7 @@ class Registry:
         into: BinaryIO,
         *,
         resume: bool = False,
+        hashed: bool = True,
         cancel: threading.Event | None = None,
     ) -> None:
         """Writes the blob to `into`, a seekable file, from its start, or from its end to `resume`.
@@ -313,9 +318,9 @@ class Registry:
         A broken download goes on where it broke; wrong bytes are fetched once more. On return
         `into` holds exactly the verified bytes; after an error, the beginning that came, if any of
         it may be right. An `OSError` of `into` is passed on. Raises `CancelledError` soon after
-        `cancel` is set.
+        `cancel` is set. What is not `hashed` here is verified by who reads it.
         """
-        sink = Sink(into, descriptor, resume=resume)
+        sink = Sink(into, descriptor, resume=resume, hashed=hashed)
 
         def fetch(place: Place) -> None:
             twice(partial(self._downloads.fetch, place, sink, cancel))
@@ -355,6 +360,39 @@ class Registry:
             pushed = self._uploads.push(place, descriptor, open_blob, sources, cancel)
         self._tell(descriptor, "done" if pushed == "sent" else pushed, descriptor.size)
         return pushed
+
+    def push_early(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        open_blob: Callable[[], Readable],
+        mount_from: Sequence[Reference] = (),
+        *,
+        cancel: threading.Event,
+    ) -> None:
+        """`push_blob` for an image that is to come, beside other work, whose time does not count.
+
+        Nothing is told of it before `finish_early`.
+        """
+        place = self._endpoints.to_push(reference)
+        sources = self._reachable(mount_from)
+        self._early.push_early(place, descriptor, open_blob, sources, cancel)
+
+    def push_growing(self, reference: Reference, growing: Growing) -> None:
+        """Likewise sends a blob while it is written; an error where the registry refuses that."""
+        self._early.push_growing(self._endpoints.to_push(reference), growing)
+
+    def finish_early(self, threads: Sequence[threading.Thread]) -> None:
+        """Waits for what `threads` began early; from now on it is told how far that is."""
+        self._early_is_told = True
+        with self._deadline.running():
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(self._deadline.cut(_GLANCE_SECONDS))
+
+    def forget_early(self, reference: Reference) -> bool:
+        """Believes no more that the repository has what was sent early; false: nothing was."""
+        return self._uploads.forget_early(self._endpoints.to_push(reference))
 
     def check_push(self, reference: Reference) -> None:
         """Raises `RegistryError` unless the repository of `reference` lets us upload to it."""
@@ -423,6 +461,10 @@ class Registry:
 
     def _tell_pushing(self, descriptor: Descriptor, done: int) -> None:
         self._tell(descriptor, "pushing", done)
+
+    def _tell_pushing_early(self, descriptor: Descriptor, done: int) -> None:
+        if self._early_is_told:
+            self._tell_pushing(descriptor, done)
 
     def _tell(
         self,

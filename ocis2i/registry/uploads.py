@@ -16,9 +16,10 @@ from urllib.parse import quote, urlsplit
 from ocis2i.blobs import Readable
 from ocis2i.endpoints import Place
 from ocis2i.errors import ImageError, RegistryError
+from ocis2i.growing import Growing
 from ocis2i.manifest import Descriptor
 from ocis2i.net import BLOCK, Request, RequestError, final_seconds, header_number, redacted
-from ocis2i.reference import Reference
+from ocis2i.reference import Digest, Reference
 from ocis2i.registry.dialog import Answer, Dialog, pull_scopes, push_scopes
 from ocis2i.retries import CancelledError, Retries
 from ocis2i.settings import UploadMode
@@ -121,6 +122,8 @@ class _Known:
 
     limited: set[str] = field(default_factory=set)
     no_mount: set[tuple[str, str]] = field(default_factory=set)
+    # What was sent early, and how it got there: it is not asked for again.
+    early: dict[tuple[str, Digest], Pushed] = field(default_factory=dict)
 
 
 class Uploads:
@@ -140,6 +143,12 @@ class Uploads:
         self._mode = mode
         self._known = _Known()
 
+    def beside(self, tell: Callable[[Descriptor, int], None]) -> Uploads:
+        """The same, with what is known, for one who tells it otherwise."""
+        other = Uploads(self._dialog, self._retries, tell, mode=self._mode)
+        other._known = self._known
+        return other
+
     def push(
         self,
         place: Place,
@@ -149,6 +158,8 @@ class Uploads:
         cancel: threading.Event | None,
     ) -> Pushed:
         """Brings the blob there and says how it got there."""
+        if early := self._known.early.get((place.reference.name, descriptor.digest)):
+            return early
         sources = _mountable(place.reference, mount_from)
         check = partial(self._retries.check, cancel)
         feed = Feed(descriptor, open_blob, self._tell, check)
@@ -156,6 +167,52 @@ class Uploads:
             return self._retries.call(partial(self._push_once, place, feed, sources), cancel)
         finally:
             feed.close()
+
+    def push_early(
+        self,
+        place: Place,
+        descriptor: Descriptor,
+        open_blob: Callable[[], Readable],
+        mount_from: Sequence[Reference],
+        cancel: threading.Event,
+    ) -> None:
+        """Brings the blob there before its image, and remembers it."""
+        pushed = self.push(place, descriptor, open_blob, mount_from, cancel)
+        self._known.early[place.reference.name, descriptor.digest] = pushed
+
+    def push_growing(self, place: Place, growing: Growing) -> None:
+        """Sends a blob that is still written, in one request of unknown length, as docker does.
+
+        Once only, and not where the user wants another kind of upload. Nothing is kept unless
+        the blob becomes whole.
+        """
+        if self._mode != "auto" or place.reference.registry in self._known.limited:
+            return
+        what = f"cannot push a layer to `{place.reference.name}`"
+        session = self._start(place, what)
+        try:
+            answer = self._dialog.ask(
+                place,
+                Request("PATCH", session.location, _OCTETS, growing),
+                push_scopes(place.reference),
+                expected=(200, 201, 202, 204),
+                what=what,
+            )
+            descriptor = growing.descriptor()
+            self._follow(place, session, answer, descriptor.size)
+            self._finish(place, descriptor, session.location, b"")
+        except BaseException:
+            self._abandon(place, session.location)
+            raise
+        self._known.early[place.reference.name, descriptor.digest] = "sent"
+
+    def forget_early(self, place: Place) -> bool:
+        """Believes no more that the repository has what was sent early; false: nothing was."""
+        name = place.reference.name
+        early = [key for key in self._known.early if key[0] == name]
+        for key in early:
+            del self._known.early[key]
+        return bool(early)
 
     def try_out(self, place: Place) -> None:
         """Begins an upload and gives it up, to hear whether that is allowed."""

@@ -100,7 +100,10 @@ def fetch(
     except OSError as error:
         if is_full(error):
             raise
-        raise SourceError(f"cannot fetch the source: {error.strerror or error}") from error
+        raise SourceError(
+            f"cannot fetch the source: {error.strerror or error}",
+            hint="look at that file, and at the space in the temporary directory (TMPDIR)",
+        ) from error
     return SourceTree(into, fetched.info, fetched.ignored)
 
 
@@ -194,7 +197,7 @@ def parse_source(
         keep_symlinks,
         ignore_submodules,
         depth,
-        _source_type(type),
+        read_source_type(type),
         None if name is None else check_name(name),
     )
     check_ref(options.ref)
@@ -284,7 +287,9 @@ def _parse_url(text: str, scheme: str, rest: str, cwd: Path, options: _Options) 
             hint="`host:path`, without a scheme, is the other way to write an ssh address",
         ) from error
     if not rest.startswith("//") or not host:
-        raise SourceError(f"the URL `{shown(redact_url(url))}` names no host")
+        raise SourceError(
+            f"the URL `{shown(redact_url(url))}` names no host", hint="write https://HOST/PATH"
+        )
     _refuse_option(host, url)
     _refuse_option(parts.username or "", url)
     return _git_source(url, options)
@@ -317,7 +322,9 @@ def _parse_path(path: Path, typed: str, options: _Options) -> Source:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise _neither(typed) from None
     except OSError as error:
-        raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read `{shown(typed)}`: {error.strerror}", hint="let this user read it"
+        ) from error
     if not stat.S_ISDIR(mode):
         return _parse_file(path.absolute(), typed, options)
     if not options.copy and _is_repository(path):
@@ -359,7 +366,10 @@ def _parse_web_file(url: str, fragment: str, typed: str, options: _Options) -> S
     from ocis2i.web_files import is_pinned, name_in_url, parse_pin  # noqa: PLC0415
 
     if not is_web_url(url):
-        raise SourceError(f"invalid URL `{shown(redact_url(url))}`")
+        raise SourceError(
+            f"invalid URL `{shown(redact_url(url))}`",
+            hint="write https://HOST/PATH, file:///PATH or a path",
+        )
     if fragment and not is_pinned(fragment):
         raise SourceError(
             f"`#{shown(fragment)}` has no meaning for `{shown(redact_url(url))}`, a file",
@@ -403,7 +413,8 @@ def _single(
     )
 
 
-def _source_type(text: str) -> SourceType:
+def read_source_type(text: str) -> SourceType:
+    """What `--source-type` says; raises `UsageError`."""
     for known in get_args(SourceType):
         if text == known:
             return cast(SourceType, known)
@@ -477,7 +488,10 @@ def _is_bare(path: Path) -> bool:
 def _refuse_option(part: str, url: str) -> None:
     # ssh would take a host, user or path with a dash for an option (CVE-2017-1000117).
     if part.startswith("-"):
-        raise SourceError(f"invalid URL `{shown(redact_url(url))}`: `{shown(part)}` is an option")
+        raise SourceError(
+            f"invalid URL `{shown(redact_url(url))}`: `{shown(part)}` is an option",
+            hint="an address cannot begin with a hyphen",
+        )
 
 
 def _refused_transport(text: str, name: str) -> SourceError:

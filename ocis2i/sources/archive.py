@@ -92,7 +92,9 @@ def is_archive(path: Path, typed: str) -> bool:
         with open_file(path, f"`{shown(typed)}`") as file:
             return recognise(file.read(tar.BLOCK)) is not None
     except OSError as error:
-        raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read `{shown(typed)}`: {error.strerror}", hint="let this user read it"
+        ) from error
 
 
 def fetch_archive(
@@ -160,7 +162,7 @@ def _unpack(
         else:
             commit_id = _unpack_tar(_plain(kind, stream, where, limit_bytes), unpacker, where)
         if not unpacker.entries:
-            raise SourceError(f"{where} is an empty archive")
+            raise SourceError(f"{where} is an empty archive", hint="pack the source again")
         return _Unpacked(unpacker.directories, commit_id)
 
 
@@ -188,7 +190,10 @@ def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except tar.TarError as error:
-        raise SourceError(f"{where} is not a good tar archive: {shown(str(error))}") from error
+        raise SourceError(
+            f"{where} is not a good tar archive: {shown(str(error))}",
+            hint="pack or download it again",
+        ) from error
     except ImageError as error:
         raise SourceError(error.message, hint=error.hint) from error
 
@@ -294,7 +299,9 @@ class _Inflated:
                 if data := self._decompress(size):
                     return data
         except (OSError, EOFError, lzma.LZMAError, MemoryError) as error:
-            raise SourceError(f"broken {self._what}: {error}") from error
+            raise SourceError(
+                f"broken {self._what}: {error}", hint="pack or download it again"
+            ) from error
 
     def _decompress(self, size: int) -> bytes:
         needed = self._current.needs_input

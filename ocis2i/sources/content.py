@@ -166,7 +166,9 @@ class _Walk:
         self._clamp_seconds = clamp_seconds
         self._cancel = cancel
         self._follow = follow
-        self._lines: list[str] = []
+        # Of all lines at once: they would take more memory than all else that grows with the files.
+        self._hash_of_lines = hashlib.sha256()
+        self._between = b""
         self._changed_ns = 0
         self._followed = 0
         self._read = 0
@@ -183,8 +185,7 @@ class _Walk:
 
     def content(self) -> Content:
         """What was found."""
-        text = "\0".join(self._lines)
-        digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        digest = self._hash_of_lines.hexdigest()
         return Content(digest, self._changed_ns, self._place, self._files, self._read)
 
     def children(self, source: int, at: _At) -> None:
@@ -303,9 +304,11 @@ class _Walk:
     def _line(self, kind: str, path: str, status: os.stat_result, more: str = "") -> None:
         # A link has no mode of its own, and none of them counts the owner: all are made new.
         mode = 0 if kind == "l" else stat.S_IMODE(status.st_mode)
-        self._lines += (kind, path, f"{mode:o}", more)
+        line = f"{kind}\0{path}\0{mode:o}\0{more}"
         if self._clamp_seconds is not None:
-            self._lines.append(str(min(status.st_mtime_ns // 10**9, self._clamp_seconds)))
+            line += f"\0{min(status.st_mtime_ns // 10**9, self._clamp_seconds)}"
+        self._hash_of_lines.update(self._between + line.encode(errors="surrogateescape"))
+        self._between = b"\0"
 
     def note_change(self, status: os.stat_result) -> None:
         """Remembers the latest change of all."""

@@ -179,7 +179,10 @@ def _complaint(finished: proc.Finished) -> str:
 def _failure(what: str, finished: proc.Finished) -> SourceError:
     complaint = _complaint(finished)
     if finished.exit_code == _TIMED_OUT:
-        return SourceError(f"{what}: git took longer than {TIMEOUT_SECONDS / 60:.0f} minutes")
+        return SourceError(
+            f"{what}: git took longer than {TIMEOUT_SECONDS / 60:.0f} minutes",
+            hint="fetch a part of its history with --depth, or clone it and build the directory",
+        )
     hint = next((hint for words, hint in _HINTS if re.search(words, complaint)), None)
     return SourceError(
         f"{what}: git ended with status {finished.exit_code}: {complaint}", hint=hint

@@ -106,7 +106,10 @@ def compile_exclude(text: str) -> re.Pattern[str] | None:
             warnings.simplefilter("ignore", FutureWarning)
             return re.compile(_ESCAPE_OR_CLASS.sub(_from_go, text))
     except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"--exclude `{text}` is not a regular expression: {error}") from error
+        raise UsageError(
+            f"--exclude `{text}` is not a regular expression: {error}",
+            hint="put it right at that place; an empty --exclude leaves nothing out",
+        ) from error
 
 
 def _from_go(found: re.Match[str]) -> str:

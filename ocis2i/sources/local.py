@@ -183,7 +183,10 @@ def find_start(root_fd: int, context_dir: str) -> str:
     """The real path of the context directory; raises `SourceError` where there is none."""
     real = find_real(root_fd, context_dir)
     if not real.inside:
-        raise SourceError(f"the context directory `{context_dir}` leads out of the source")
+        raise SourceError(
+            f"the context directory `{context_dir}` leads out of the source",
+            hint="name a directory below the source with --context-dir",
+        )
     if real.path is None or not stat.S_ISDIR(status_of(root_fd, real.path).st_mode):
         raise SourceError(
             f"no directory `{context_dir}` in the source",
@@ -278,7 +281,8 @@ class _Copy:
                 if is_full(error):
                     raise
                 raise SourceError(
-                    f"cannot copy `{shown(child.path)}`: {error.strerror or error}"
+                    f"cannot copy `{shown(child.path)}`: {error.strerror or error}",
+                    hint="let this user read it, or leave it out by .s2iignore",
                 ) from error
 
     def _entry(self, source: int, target: int, name: str, place: _Place) -> None:
@@ -351,7 +355,10 @@ class _Copy:
                 hint="use --keep-symlinks to copy links as links",
             )
         if place.depth > DEPTH_LIMIT:
-            raise SourceError(f"the source has directories more than {DEPTH_LIMIT} deep")
+            raise SourceError(
+                f"the source has directories more than {DEPTH_LIMIT} deep",
+                hint="look for a directory that has itself in it",
+            )
         os.mkdir(name, 0o700, dir_fd=target)
         with _open_at(target, name, DIRECTORY) as made:
             self.children(source, made, replace(place, above=(*place.above, identity)))

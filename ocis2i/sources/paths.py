@@ -70,7 +70,8 @@ def open_directory(path: Path) -> Iterator[int]:
         descriptor = os.open(path, DIRECTORY)
     except OSError as error:
         raise SourceError(
-            f"cannot open directory `{shown(str(path))}`: {error.strerror}"
+            f"cannot open directory `{shown(str(path))}`: {error.strerror}",
+            hint="let this user read it, or leave it out by .s2iignore",
         ) from error
     try:
         yield descriptor
@@ -115,11 +116,16 @@ def read_text(root_fd: int, path: str, limit: int) -> str | None:
     ):
         data = stream.read(limit + 1)
     if len(data) > limit:
-        raise SourceError(f"`{path}` is larger than {limit} bytes")
+        raise SourceError(
+            f"`{path}` is larger than {limit} bytes",
+            hint="look whether it is the right file: it is a list of patterns or variables",
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise SourceError(f"`{path}` is not UTF-8 text: {error.reason}") from error
+        raise SourceError(
+            f"`{path}` is not UTF-8 text: {error.reason}", hint="write it in UTF-8"
+        ) from error
 
 
 def shown(path: str) -> str:

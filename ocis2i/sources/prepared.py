@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocis2i.errors import SourceError, UsageError
+from ocis2i.errors import OutputError, SourceError, UsageError
 from ocis2i.events import Report
 from ocis2i.s2i import SourceInfo
 from ocis2i.sources.local import CopyOrder, Fetched, copy_tree
@@ -84,13 +84,24 @@ def _broken(name: str) -> SourceError:
 
 
 def check_empty(directory: Path) -> None:
-    """Raises `UsageError` where `ocis2i fetch` would mix with what is there already."""
+    """Raises `UsageError` where `ocis2i fetch` would mix with what is there already.
+
+    `OutputError` where this user may not even look.
+    """
     try:
         taken = any(directory.iterdir())
     except FileNotFoundError:
         return
+    except NotADirectoryError as error:
+        raise UsageError(
+            f"`{shown(str(directory))}` is no directory",
+            hint="name an empty directory, or a new one",
+        ) from error
     except OSError as error:
-        raise UsageError(f"cannot read `{shown(str(directory))}`: {error.strerror}") from error
+        raise OutputError(
+            f"cannot write `{shown(str(directory))}`: {error.strerror}",
+            hint="name a directory that this user can make or write",
+        ) from error
     if taken:
         raise UsageError(
             f"`{shown(str(directory))}` is not empty", hint="name a directory that is, or a new one"

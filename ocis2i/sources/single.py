@@ -124,7 +124,9 @@ def check_single(path: Path, typed: str) -> None:
                 text = f"the source `{shown(typed)}` is empty"
                 raise SourceError(text, hint=f"accepted is {ACCEPTED}, or a program")
     except OSError as error:
-        raise SourceError(f"cannot read `{shown(typed)}`: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read `{shown(typed)}`: {error.strerror}", hint="let this user read it"
+        ) from error
 
 
 # --- fetching it ------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def _place(
         now = time.time_ns()
         os.utime(out.fileno(), ns=(status.st_mtime_ns if source.path else now,) * 2)
     if not size:
-        raise SourceError(f"{source.where} is empty")
+        raise SourceError(f"{source.where} is empty", hint="name a file that has something in it")
     for sentence in found.warnings:
         report(Notice("warning", f"`{shown(name)}`: {sentence}"))
     info = SourceInfo(

@@ -100,7 +100,10 @@ class Unpacker:
         self.entries += 1
         self._size += member.size
         if self.entries > ENTRY_LIMIT:
-            raise PolicyError(f"{self._where} has more than {ENTRY_LIMIT} entries")
+            raise PolicyError(
+                f"{self._where} has more than {ENTRY_LIMIT} entries",
+                hint="it is a fixed limit: pack the source in a few archives, or leave files out",
+            )
         if self._size > self._limit_bytes:
             raise too_large(self._where, self._limit_bytes)
 

@@ -57,7 +57,10 @@ class BoundedZip:
     def read(self, size: int = -1, /) -> bytes:
         """Raises `PolicyError` for a size that only a bomb asks for."""
         if size > _LIST_LIMIT:
-            raise PolicyError(f"{self._where} has a list of members of {size} bytes")
+            raise PolicyError(
+                f"{self._where} has a list of members of {size} bytes",
+                hint="it is a fixed limit: pack it as a tar archive",
+            )
         return self._file.read(_LIST_LIMIT if size < 0 else size)
 
     def close(self) -> None:

@@ -21,11 +21,11 @@ PATIENCE_SECONDS = 20.0
 
 # Python imports this at its start: the module that a build needs next never comes.
 STUCK = """
-import sys, time
+import os, sys, time
 
 class Stuck:
     def find_spec(self, name, path=None, target=None):
-        if name == "ocis2i.commands.build_work":
+        if name == os.environ.get("STUCK_AT", "ocis2i.commands.build_work"):
             time.sleep(60)
 
 sys.meta_path.insert(0, Stuck())
@@ -36,6 +36,7 @@ OF_FEW = {
     f"ocis2i.{name}"
     for name in "confidential extended forwarding injections mirrors proxy relay".split()
 } | {"ocis2i.sources.zipped", "configparser", "zipfile", "requests", "rich"}
+OF_FEW |= {"ocis2i.prune", "ocis2i.commands.rebuilding", "ssl"}
 
 
 @pytest.fixture
@@ -62,14 +63,20 @@ def agents_of(process: subprocess.Popen[str]) -> set[int]:
     return found
 
 
+@pytest.mark.parametrize("module", ["ocis2i.commands.application", "ocis2i.commands.build_work"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_modules_load_is_one_line_and_ends_the_agent(
-    ocis2i: Program, builder: str, source: Path, tmp_path: Path, number: signal.Signals
+    ocis2i: Program,
+    builder: str,
+    source: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    module: str,
 ) -> None:
     (tmp_path / "stuck").mkdir()
     (tmp_path / "stuck" / "sitecustomize.py").write_text(STUCK)
     path = f"{tmp_path}/stuck:{ocis2i.environment['PYTHONPATH']}"
-    process = ocis2i.start("build", source, builder, "app:1", PYTHONPATH=path)
+    process = ocis2i.start("build", source, builder, "app:1", PYTHONPATH=path, STUCK_AT=module)
     agents = agents_of(process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

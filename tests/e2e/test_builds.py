@@ -1,4 +1,7 @@
-"""Builds watched, ended, killed and gone on with: ps, status, logs, wait, cancel, resume."""
+"""Builds watched, ended and gone on with: ps, status, logs, wait, cancel, resume.
+
+What the verbs say of a build that was killed is in test_killed_builds.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from typing import Any
 import pytest
 
 from ocis2i.records import Record, find
+from tests.e2e.test_killed_builds import killed_at
+from tests.e2e.test_killed_builds import killer as killer  # noqa: PLC0414 - a fixture
 from tests.fakes.bench import Bench, Maker, error, sh
 from tests.fakes.program import ARGV, Done, Program
 from tests.fakes.record_schemas import check_against
@@ -25,40 +30,6 @@ pytestmark = pytest.mark.sandbox
 PATIENCE_SECONDS = 30.0
 COPY = sh('cp -R /tmp/src/. "$HOME/"', "echo said by assemble")
 SLOW = sh("echo said by assemble", "sleep 1000")
-
-# Kills the program at a moment that only it knows: when a stage begins, and when all of its work
-# is done and nobody was told. It is Python's own hook, and the program itself is as it is.
-KILLER = """
-import os, signal
-import ocis2i.journal as journal
-wanted, moment = os.environ["KILL_AT"].split(":")
-tell = journal.Journal.__call__
-def told(self, event):
-    name = type(event).__name__
-    if (moment, name) == ("end", "StageEnded") and event.stage == wanted:
-        os.kill(os.getpid(), signal.SIGKILL)
-    tell(self, event)
-    if (moment, name) == ("begin", "StageStarted") and event.stage == wanted:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if (wanted, name) == ("stored", "ImageStored"):
-        os.kill(os.getpid(), signal.SIGKILL)
-journal.Journal.__call__ = told
-"""
-
-
-@pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("killer")
-    (directory / "sitecustomize.py").write_text(KILLER)
-    return directory
-
-
-def killed_at(bench: Bench, killer: Path, at: str, *words: str | Path) -> Record:
-    """A build that was killed at a stage; its record."""
-    path = f"{killer}:{bench.ocis2i.environment['PYTHONPATH']}"
-    done = bench.ocis2i("build", bench.source(), *words, PYTHONPATH=path, KILL_AT=at)
-    assert done.code == -signal.SIGKILL, done.err
-    return find(bench.ocis2i.store, str(words[1]))
 
 
 def until(so: Callable[[], Any]) -> Any:
@@ -92,68 +63,6 @@ def status(bench: Bench, build: str) -> dict[str, Any]:
 
 
 # --- killed -----------------------------------------------------------------------------------
-
-EARLY = ["fetch:begin", "pull:begin", "unpack:begin", "prepare:begin", "assemble:begin"]
-EARLY += ["assemble:end", "layer:end", "store:end"]
-
-
-@pytest.mark.parametrize("at", EARLY)
-def test_a_build_killed_before_its_image_is_whole_has_to_be_built_again(
-    bench: Bench, make: Maker, killer: Path, at: str
-) -> None:
-    builder = make(COPY)
-    record = killed_at(bench, killer, at, builder, bench.tag)
-    stage = at.partition(":")[0]
-    assert (record.state, record.open_stages()) == ("died", (stage,))
-    shown = bench.ocis2i.ok("status", bench.tag).out
-    assert f"its process ended in the stage `{stage}`" in shown
-    again = f"ocis2i build {bench.source()} {builder} {bench.tag}"
-    assert f"&& {again}\n" in shown
-    log = bench.ocis2i.ok("logs", bench.tag)
-    assert log.out.startswith("---> fetching the source\n")
-    assert ("said by assemble\n" in log.out) == (EARLY.index(at) > EARLY.index("assemble:begin"))
-    assert f"in the stage `{stage}`" in log.err
-    refused = bench.ocis2i("resume", bench.tag)
-    assert refused.code == 2
-    assert f"it stopped in the stage `{stage}`: there is nothing to resume" in error(refused)
-    assert again in refused.err
-
-
-LATE = ["stored:any", "output:begin", "output:end", "push:begin", "push:end"]
-
-
-@pytest.mark.parametrize("at", LATE)
-def test_a_build_killed_after_that_is_finished_without_assemble(
-    bench: Bench, make: Maker, killer: Path, registry: FakeRegistry, at: str
-) -> None:
-    name = f"{registry.host}/{bench.tag}"
-    layout, digests = bench.directory / "out", bench.directory / "digest"
-    wishes = ("--push", "-o", f"oci:{layout}", "--digest-file", digests)
-    record = killed_at(bench, killer, at, make(COPY), name, *wishes)
-    assert record.state == "died"
-    before = status(bench, record.id)
-    assert before["resumable"]
-    assert before["missing"][-1] == f"push {name}"
-    assert (len(before["missing"]) == 2) == (at in LATE[:3])
-    done = bench.ocis2i.ok("resume", record.id, "--json")
-    assert "said by assemble" not in done.err
-    document = done.document
-    check_against("result.schema.json", document)
-    assert (document["pushed"], document["outputs"]) == (True, [f"oci:{layout}"])
-    assert document["isolation"]
-    assert document["builder"]["name"].startswith("oci:")
-    assert "assemble" in [stage["name"] for stage in document["stages"]]
-    assert digests.read_text().strip() == document["digest"]
-    repository = bench.tag.partition(":")[0]
-    assert "1" in registry.manifests[repository]
-    assert (layout / "index.json").exists()
-    after = find(bench.ocis2i.store, name)
-    assert (after.state, after.id, after.result) == ("succeeded", record.id, document)
-    for event in after.events():
-        check_against("event.schema.json", event)
-    again = bench.ocis2i.ok("resume", name)
-    assert again.out == f"{registry.host}/{repository}@{document['digest']}\n"
-    assert "nothing is missing" in again.err
 
 
 def test_a_push_that_failed_is_pushed_by_resume_and_fails_again_in_words(

@@ -52,6 +52,24 @@ def test_every_job_runs_with_ocis2i(tmp_path: Path) -> None:
         assert float(str(cost["peak_bytes"])) > 20 << 20
 
 
+def test_costs_of_more_and_more_files_are_plotted(tmp_path: Path) -> None:
+    words = ("--files", "5,20", "--mib", "", "--rounds", "1", "--json", "--svg", tmp_path / "svg")
+    (tmp_path / "work").mkdir()
+    done = subprocess.run(
+        [sys.executable, PROJECT / "benchmarks/flat", *words, "--directory", tmp_path / "work"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    costs = json.loads(done.stdout)["costs"]
+    assert [(cost["series"], cost["count"]) for cost in costs] == [("files", 5), ("files", 20)]
+    assert all(cost["cpu_seconds"] > 0 for cost in costs)
+    assert (tmp_path / "svg").read_text().startswith("<svg")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_rivals_do_the_same_job(tmp_path: Path) -> None:
     costs = run(tmp_path, "trivial", "--tools", "ocis2i,direct")
     assert [(cost["tool"], cost["reason"]) for cost in costs] == [

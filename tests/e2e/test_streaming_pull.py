@@ -195,6 +195,59 @@ def test_killed_in_the_middle_then_finished(bench: Bench, builder: Builder) -> N
     assert not leftovers(bench.ocis2i)
 
 
+def test_killed_while_layers_are_unpacked_side_by_side(
+    bench: Bench, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    # Large enough for the faster decompressor; each stops when most of its files are there.
+    files = {f"l{number}/f{one}": os.urandom(50_000) for number in range(3) for one in range(100)}
+    more = [_layer_of(files, f"l{number}/") for number in range(3)]
+    location = bench.image("wide", sh("cat /l0/f1 /l1/f99 /l2/f50 >all"), more_layers=more)
+    layout = LayoutImage(bench.directory / "wide", "wide:1")
+    name = offer(registry, location, "wide", "1")
+    wide = layout.layers[-3:]
+    config = json.loads(layout.blob(layout.manifest["config"]["digest"]).read_bytes())
+    diff_ids = config["rootfs"]["diff_ids"][-3:]
+    for digest in wide:
+        registry.fail("GET", digest, truncate=4_500_000, silent=True)
+    with other_store(tmp_path / "other") as ocis2i:
+        argv = ("build", bench.source(), name, bench.tag)
+        with ocis2i.start(*argv) as running:
+            end = time.monotonic() + PATIENCE_SECONDS
+            while len(list((ocis2i.store / "tmp").glob("*/fs/l?/f80"))) < 3:
+                assert time.monotonic() < end, "the layers do not come"
+                time.sleep(0.02)
+            running.send_signal(signal.SIGKILL)
+            running.communicate(timeout=PATIENCE_SECONDS)
+        for diff_id in diff_ids:
+            with pytest.raises(ValueError, match="not enough values"):
+                place_of(ocis2i.store, diff_id)
+        damaged = bytearray(layout.blob(wide[1]).read_bytes())
+        damaged[4_000_000] ^= 0xFF
+        registry.fail("GET", wide[1], times=3, status=200, body=bytes(damaged))
+        done = ocis2i(*argv)
+        assert done.code == 5
+        assert wide[1] in error(done)
+        with pytest.raises(ValueError, match="not enough values"):
+            place_of(ocis2i.store, diff_ids[1])
+        ocis2i.ok(*argv)
+        for number, diff_id in enumerate(diff_ids):
+            record, tree = unpacked(ocis2i.store, diff_id)
+            assert (record["entries"], record["size"]) == (101, 100 * 50_000)
+            for one in range(100):
+                path = f"l{number}/f{one}"
+                assert tree[f"fs/{path}"][1] == str(Digest.of(files[path]))
+        ocis2i.ok("prune")
+        assert not leftovers(ocis2i)
+
+
+def _layer_of(files: dict[str, bytes], start: str) -> Layer:
+    layer = Layer().dir(start)
+    for path, content in files.items():
+        if path.startswith(start):
+            layer.file(path, content)
+    return layer
+
+
 def _wait_for_the_others(ocis2i: Program, builder: Builder) -> None:
     """Until the large layer has begun to come, and all others are there."""
     end = time.monotonic() + PATIENCE_SECONDS

@@ -78,6 +78,17 @@ def test_wrong_bytes_are_known_at_their_end_and_not_asked_for_again(
     assert len(fake.requests("GET", "blobs")) == 1
 
 
+def test_bytes_that_passed_before_the_registry_began_again_are_verified(
+    fake: FakeRegistry, client: Registry
+) -> None:
+    # The second answer is right as a whole, but half of the first is what the reader has got.
+    blob = offered(fake)
+    fake.fail("GET", str(blob.digest), truncate=HALF, corrupt=True)
+    fake.fail("GET", str(blob.digest), status=200, body=DATA)
+    with pytest.raises(BadContentError, match="has digest"):
+        read_all(BlobStream(client, fake.reference("app"), blob))
+
+
 def test_web_page_in_place_of_the_blob_is_not_passed_on(
     fake: FakeRegistry, client: Registry
 ) -> None:
@@ -111,6 +122,19 @@ def test_cancelled_stream_ends_although_the_registry_is_silent(
         with pytest.raises(CancelledError):
             stream.read(1)
     fake.over.set()
+
+
+def test_little_is_taken_from_the_registry_before_it_is_read(
+    fake: FakeRegistry, client: Registry
+) -> None:
+    waiting: list[int] = []
+    stream = BlobStream(client, fake.reference("app"), offered(fake, DATA * 4))
+    inlet = stream._tube._into  # what waits cannot be seen from outside
+    for size in (1, 1000, 1 << 20, 3 << 20) * 3:
+        stream.read(size)
+        waiting.append(inlet._waiting)
+    assert (DATA * 4).endswith(read_all(stream))
+    assert max(waiting) <= 1 << 20
 
 
 def test_stream_may_be_left_in_the_middle(fake: FakeRegistry, client: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_the_first_directory_of_a_host_counts_alone(tmp_path: Path) -> None:
     assert host_directory("registry-1.docker.io", places) == places[1] / "docker.io"
     for hostile in ("", "..", "../user/a:5000"):
         assert host_directory(hostile, places) is None
+
+
+def test_who_verifies_nothing_does_not_wait_for_roots() -> None:
+    verifying, trusting = TlsSettings({})("any.test", True), TlsSettings({})("any.test", False)
+    assert trusting.cert_store_stats()["x509_ca"] == 0
+    assert (trusting.verify_mode, trusting.check_hostname) == (ssl.CERT_NONE, False)
+    assert (verifying.verify_mode, verifying.check_hostname) == (ssl.CERT_REQUIRED, True)
+    # But for that they are alike.
+    assert trusting.options == verifying.options
+    assert trusting.minimum_version == verifying.minimum_version
+    assert trusting.verify_flags == verifying.verify_flags
 
 
 def test_a_named_directory_is_for_every_host_and_must_exist(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -158,6 +159,43 @@ def test_what_is_dense_is_stored_as_it_is() -> None:
     # One compressible sample is enough for another try.
     some = noise[: MIB // 2] + bytes(MIB // 2) + noise[:MIB]
     assert len(packed(some, Compression.GZIP)) < 1.6 * MIB
+
+
+@pytest.mark.parametrize("size", [MIB // 8, MIB, MIB + MIB // 2, 3 * MIB])
+@pytest.mark.parametrize("quick", [False, True])
+def test_dense_data_is_stored_so_that_all_can_read_it(size: int, quick: bool) -> None:
+    noise = random.Random(size).randbytes(size)
+    for data in (noise, b"text " * 200_000 + noise, noise + b"text " * 200_000):
+        blob = fast(data) if quick else packed(data, Compression.GZIP)
+        assert gzip.decompress(blob) == data
+        # Header, end, and five bytes for each 64 KiB.
+        assert len(blob) < size + 50_000
+    assert (
+        len(fast(noise) if quick else packed(noise, Compression.GZIP)) <= size + 100 + size // 6000
+    )
+
+
+def test_dense_data_that_repeats_itself_is_not_stored() -> None:
+    noise = random.Random(5).randbytes(20_000)
+    assert len(packed(noise * 100, Compression.GZIP)) < 200_000
+    assert len(fast(noise[:5000] * 400)) < 1_600_000
+
+
+def test_data_of_few_kinds_of_bytes_is_not_dense() -> None:
+    letters = base64.b64encode(random.Random(6).randbytes(MIB))
+    for blob in (fast(letters), packed(letters, Compression.GZIP)):
+        assert len(blob) < 0.78 * len(letters)
+
+
+def test_one_block_needs_no_thread() -> None:
+    class Counting(io.BytesIO):
+        def write(self, data: object, /) -> int:
+            threads.update(one.name for one in threading.enumerate())
+            return 0
+
+    threads: set[str] = set()
+    compress(io.BytesIO(DATA[:MIB]), Counting(), compression=Compression.GZIP, workers=2)
+    assert not [name for name in threads if name.startswith("gzip")]
 
 
 def test_a_higher_level_is_smaller() -> None:

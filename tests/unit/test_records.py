@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocis2i import journal, records
+from ocis2i.build_facts import read_facts
 from ocis2i.build_rows import build_row, died_in, human_seconds
 from ocis2i.command_words import masked_command
-from ocis2i.commands.failing import command_again
+from ocis2i.commands import builds
+from ocis2i.commands.failing import command_again, with_way_back
 from ocis2i.errors import UsageError
 from ocis2i.events import (
     ImagePushed,
@@ -38,6 +41,7 @@ from ocis2i.journal import Heading, Journal, record_at, record_in_store, reopen,
 from ocis2i.records import DIED_CODE, Record, all_records, find, newest, process_started
 from ocis2i.resume import missing_of, stored_digest
 from tests.fakes.record_schemas import check_against
+from tests.unit.test_failure_table import FAILURE
 
 START = datetime(2026, 11, 23, 20, 15, 30, tzinfo=UTC)
 DIGEST = "sha256:" + "a" * 64
@@ -621,3 +625,193 @@ def test_this_process_is_what_a_record_names(write: Callable[..., Written]) -> N
         process_started(os.getpid()),
         boot_id(),
     )
+
+
+# --- damage, and who looks while others write -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("record.json", None, "`record.json` is missing"),
+        ("record.json", b"", "`record.json` is empty"),
+        ("record.json", b'{"id": ', "`record.json` is no JSON object"),
+        ("result.json", b"[1]", "`result.json` is no JSON object"),
+        ("events.jsonl", None, "`events.jsonl` cannot be read: No such file or directory"),
+    ],
+)
+def test_a_damaged_record_says_what_of_it_cannot_be_read(
+    write: Callable[..., Written], name: str, content: bytes | None, said: str
+) -> None:
+    one = write()
+    one.journal.close(BAD)
+    assert list(one.record.damage()) == []
+    path = one.files.path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert list(one.record.damage()) == [said]
+    damaged = read_facts(one.record, START)
+    assert damaged.warnings == (f"the record is damaged: {said}",)
+
+
+def test_without_its_record_no_build_is_repeated_by_an_empty_command(tmp_path: Path) -> None:
+    record = dead(tmp_path / "records/20200101-000000-aaaaaa")
+    (record.path / "record.json").write_bytes(b"")
+    damaged = Record.load(record.path)
+    assert damaged.build_again is None
+    with pytest.raises(UsageError, match="there is nothing to resume") as caught:
+        stored_digest(damaged)
+    hint = caught.value.hint or ""
+    assert hint == "build again; its command is not known: `record.json` is empty"
+
+
+def test_an_image_whose_record_is_damaged_is_not_said_to_be_delivered(tmp_path: Path) -> None:
+    record = dead(tmp_path / "records/20200101-000000-aaaaaa")
+    line = {"type": "stored", "digest": DIGEST, "config": DIGEST, "facts": {}}
+    (record.path / "events.jsonl").write_bytes(journal.as_line(line))
+    assert stored_digest(record)[0].hex == "a" * 64
+    (record.path / "record.json").write_bytes(b"")
+    with pytest.raises(UsageError, match="nobody knows where its image was to go") as caught:
+        stored_digest(Record.load(record.path))
+    assert DIGEST in (caught.value.hint or "")
+
+
+def test_names_sort_as_builds_began_also_within_a_second() -> None:
+    moments = [START + timedelta(microseconds=300 * number) for number in range(3000)]
+    names = [journal.new_id(moment) for moment in moments]
+    assert names == sorted(names)
+    assert all(records.ID.match(name) for name in names)
+
+
+def test_what_names_one_build_and_is_short_for_another_is_refused(
+    write: Callable[..., Written],
+) -> None:
+    first = write()
+    tail = first.name.rpartition("-")[2]
+    second = write(f"docker.io/library/{tail}:latest")
+    root = first.files.path.parent.parent
+    with pytest.raises(UsageError, match=f"`{tail}` is the image of the build {second.name}"):
+        find(root, tail)
+    assert find(root, f"{tail}:latest").id == second.name
+    assert find(root, first.name).id == first.name
+
+
+def test_who_looks_keeps_nobody_from_writing(write: Callable[..., Written]) -> None:
+    one = write()
+    one.journal.close(BAD)
+    lock = os.open(one.files.path / "lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    looked = threading.Timer(0.05, os.close, [lock])
+    looked.start()
+    reopen(one.record).close()
+    looked.join()
+    # And many who look, all the time.
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            state = one.record.state
+            assert state in ("failed", "running") or not one.files.path.exists()
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(20):
+            reopen(one.record).close()
+        assert journal.forget(one.files.path)
+    finally:
+        over.set()
+        for looker in lookers:
+            looker.join()
+
+
+def test_a_record_that_prune_takes_meanwhile_is_said_to_be_gone(
+    write: Callable[..., Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write()
+    one.journal.close(BAD)
+    record = one.record
+    take = journal._take
+
+    def pruned(lock: int) -> None:
+        monkeypatch.setattr(journal, "_take", take)
+        assert journal.forget(record.path)
+        take(lock)
+
+    monkeypatch.setattr(journal, "_take", pruned)
+    with pytest.raises(UsageError, match="was removed meanwhile"):
+        reopen(record)
+    with pytest.raises(UsageError, match="was removed meanwhile"):
+        reopen(record)
+
+
+def test_a_record_that_is_being_made_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / "records/.20200101-000000-abcdef").mkdir(parents=True)
+    assert len(journal.leftovers(tmp_path)) == 1
+    made = os.open(tmp_path / "records", os.O_RDONLY)
+    fcntl.flock(made, fcntl.LOCK_SH)
+    assert journal.leftovers(tmp_path) == []
+    os.close(made)
+
+
+@pytest.mark.parametrize(("durable", "waits"), [(False, 0), (True, 2)])
+def test_a_record_costs_few_calls_and_waits_for_the_disk_only_where_it_is_counted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool, waits: int
+) -> None:
+    calls: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        real = getattr(os, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, counted)
+
+    for name in ("open", "write", "close", "fsync", "fdatasync"):
+        count(name)
+    name, files = record_in_store(tmp_path, heading(), START)
+    told = Journal(files, None, name=name, started=START, now=Clock(), warn=print, durable=durable)
+    told.begin(heading())
+    stages = ("fetch", "pull", "unpack", "prepare", "assemble", "layer", "store")
+    for one in stages:
+        told(StageStarted(one))
+        told(StageEnded(one, ok=True))
+    told(ImageStored(DIGEST, DIGEST))
+    told.close(GOOD)
+    assert calls.get("fsync", 0) + calls.get("fdatasync", 0) == waits
+    # Two documents, and a line for each event.
+    assert calls["write"] == 2 + len(stages) * 2 + 3
+    assert calls["open"] <= 6
+    assert calls["close"] <= 6
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "enter"),
+    [
+        ("build . b a:1", Path("/r/1"), "ocis2i shell ID"),
+        ("--root /s build . b a:1", Path("/r/1"), "ocis2i shell --root /s ID"),
+        ("build --root=/s . b a:1", Path("/r/1"), "ocis2i shell --root=/s ID"),
+        ("build . b a:1", None, "ocis2i shell /s/builds/1"),
+    ],
+)
+def test_the_way_into_a_kept_container_names_its_store(
+    typed: str, kept: Path | None, enter: str
+) -> None:
+    failure = replace(FAILURE, container="/s/builds/1")
+    assert with_way_back(failure, typed.split(), kept, build="ID").enter == enter
+
+
+def test_the_command_of_a_failure_has_no_value_of_a_secret() -> None:
+    words = ("build", ".", "b", "--build-env", "A=hidden-1", "-e", "B=hidden-1", "-e", "C=seen")
+    again = "ocis2i build --shell-on-failure . b --build-env A -e 'B=***' -e C=seen"
+    assert command_again(words, ["hidden-1"]) == again
+
+
+def test_who_waits_does_not_guess_the_end_of_a_build_whose_record_is_gone(tmp_path: Path) -> None:
+    record = dead(tmp_path / "records/20200101-000000-aaaaaa")
+    builds._wait(record, None, None)
+    assert journal.forget(record.path)
+    with pytest.raises(UsageError, match="was removed before its end was read"):
+        builds._wait(record, None, None)

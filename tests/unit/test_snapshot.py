@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,31 @@ def layer(root: Path, before: Snapshot, marks: Marks = Marks()) -> list[tarfile.
     out.seek(0)
     with tarfile.open(fileobj=out) as archive:
         return archive.getmembers()
+
+
+def test_a_large_file_goes_through_a_pipe_as_it_is(tree: Path) -> None:
+    before = snapshot(tree)
+    data = os.urandom(1 << 20) + b"end"
+    (tree / "large").write_bytes(data)
+    (tree / "sparse").touch()
+    os.truncate(tree / "sparse", 3 << 20)
+    scanner = tree_scanner(str(tree), before, Hashed(), Marks(), Owners())
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(write_end, "wb", buffering=1 << 18) as out:
+            write_changes(scanner, out, TarPolicy())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found: dict[str, bytes] = {}
+    with os.fdopen(read_end, "rb") as pipe, tarfile.open(fileobj=pipe, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            found[member.name] = content.read() if content else b""
+    writer.join()
+    assert found["large"] == data
+    assert found["sparse"] == bytes(3 << 20)
 
 
 def test_nothing_has_changed(tree: Path) -> None:

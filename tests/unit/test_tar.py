@@ -116,6 +116,48 @@ def test_broken_archives_are_refused(data: bytes, complaint: str) -> None:
             pass
 
 
+@pytest.mark.parametrize("form", [b" %5o\0 ", b"%07o\0", b"%06o \0", b"%08o", b"%o\0\0\0\0"])
+def test_checksum_counts_however_it_is_written(form: bytes) -> None:
+    for wrong in (0, 1):
+        block = bytearray(
+            tar.encode_header(tar.Header(b"f", tar.REGULAR, 0o644, 1, 2, 0, 3 * 10**9))
+        )
+        block[148:156] = b"        "
+        block[148:156] = (form % (sum(block) + wrong))[:8].ljust(8, b"\0")
+        reader = tar.Reader(io.BytesIO(bytes(block)))
+        if wrong:
+            with pytest.raises(tar.TarError, match="checksum"):
+                reader.next()
+        else:
+            header = reader.next()
+            assert header is not None
+            assert header == tar.Header(b"f", tar.REGULAR, 0o644, 1, 2, 0, 3 * 10**9)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"0 a=\n",
+        b"1 a=\n",
+        b"4 a=\n",
+        b"6 a=\n",
+        b"5 a=x",
+        b"5a=x\n",
+        b"-5 a=\n",
+        b"000000005 a=\n",
+    ],
+)
+def test_malformed_records_are_refused(records: bytes) -> None:
+    data = b"9 path=f\n" + records
+    block = bytearray(tar.encode_header(tar.Header(b"p", b"x", 0o644, 0, 0, 0, 0)))
+    block[124:136] = b"%011o\0" % len(data)
+    block[148:156] = b"        "
+    block[148:156] = b"%06o\0 " % sum(block)
+    archive = bytes(block) + data + tar.padding(len(data)) + _one_file()
+    with pytest.raises(tar.TarError, match="malformed"):
+        tar.Reader(io.BytesIO(archive)).next()
+
+
 def test_absurd_extended_header_is_refused_before_it_is_read() -> None:
     block = bytearray(tar.encode_header(tar.Header(b"p", b"x", 0o644, 0, 0, 0, 0)))
     block[124:136] = b"%011o\0" % (1 << 32)

@@ -75,6 +75,8 @@ OTHERS: dict[str, Any] = {
     "keep_entrypoint": True,
     "prune_upload": True,
     "save_upload": True,
+    "keep_failed": True,
+    "size_budget": 5,
     "keep_blobs": True,
     "clamp_seconds": 5,
     "compression": Compression.ZSTD,

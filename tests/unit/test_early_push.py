@@ -1,0 +1,108 @@
+"""What goes ahead of a push: nothing depends on its success, and nothing of it stays open."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ocis2i.blobs import VerifiedReader
+from ocis2i.early_push import LEAST_BYTES, EarlyPush
+from ocis2i.errors import ImageError
+from ocis2i.keychain import Keychain
+from ocis2i.manifest import OCI_LAYER, Descriptor
+from ocis2i.reference import Digest
+from ocis2i.registry import Registry
+from ocis2i.retries import DeadlineError
+from ocis2i.whereabouts import Whereabouts
+from tests.fakes.registry import FakeRegistry
+
+BASE = b"a layer of the base"
+
+
+class Base:
+    """The blobs of a base, or what goes wrong when they are read."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(BASE)
+        self._path = path
+        self.error: ImageError | None = None
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        if self.error:
+            raise self.error
+        return VerifiedReader(self._path.open("rb"), descriptor, "the test")
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Base:
+    return Base(tmp_path / "base")
+
+
+def descriptor(data: bytes) -> Descriptor:
+    return Descriptor(OCI_LAYER, Digest.of(data), len(data))
+
+
+def sent(early: EarlyPush, base: Base, seen: Path) -> None:
+    early.send_base([descriptor(BASE)], base, (), Whereabouts(seen))
+    early.finish()
+    early.close()
+
+
+def test_the_base_is_there_before_the_image(fake: FakeRegistry, base: Base, tmp_path: Path) -> None:
+    registry = Registry(Keychain({}), environment={})
+    name = fake.reference("team/app:1")
+    sent(EarlyPush(registry, name), base, tmp_path / "seen")
+    assert fake.blobs["team/app"][str(Digest.of(BASE))] == BASE
+    fake.log.clear()
+    read = partial(base.open_blob, descriptor(BASE))
+    assert registry.push_blob(name, descriptor(BASE), read) == "sent"
+    assert fake.log == []
+    assert registry.forget_early(name)
+    assert registry.push_blob(name, descriptor(BASE), read) == "exists"
+    assert not registry.forget_early(name)
+
+
+def test_what_fails_early_is_left_to_the_push(
+    fake: FakeRegistry, base: Base, tmp_path: Path
+) -> None:
+    registry = Registry(Keychain({}), environment={})
+    name = fake.reference("team/app:1")
+    base.error = ImageError("its registry is away")
+    sent(EarlyPush(registry, name), base, tmp_path / "seen")
+    assert fake.blobs.get("team/app", {}) == {}
+    base.error = None
+    read = partial(base.open_blob, descriptor(BASE))
+    assert registry.push_blob(name, descriptor(BASE), read) == "sent"
+
+
+def test_an_upload_that_is_given_up_is_taken_back(fake: FakeRegistry, tmp_path: Path) -> None:
+    early = EarlyPush(Registry(Keychain({}), environment={}), fake.reference("team/app:1"))
+    with (tmp_path / "blob").open("w+b") as file:
+        early.follow(file).write(bytes(LEAST_BYTES))
+        early.close()
+    assert fake.uploads == set()
+    assert fake.requests("PUT") == []
+    assert not [one for one in threading.enumerate() if one.name == "early-push"]
+
+
+def test_waiting_for_it_ends_when_registries_may_take_no_more_time() -> None:
+    clock = itertools.count(0.0, 3.0)
+    registry = Registry(Keychain({}), environment={}, total_seconds=10.0, clock=lambda: next(clock))
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, daemon=True)
+    thread.start()
+    with pytest.raises(DeadlineError, match="10 seconds"):
+        registry.finish_early([thread])
+    over.set()
+    thread.join()
