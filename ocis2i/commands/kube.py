@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ocis2i.commands.context import working_directory
-from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of, refuse_credentials
+from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of, refuse_useless
 from ocis2i.commands.state import State
 from ocis2i.errors import UsageError
-from ocis2i.kube.plan import Order, Pod, check
+from ocis2i.kube.hidden import refuse_secrets
+from ocis2i.kube.plan import Order, Pod, check, check_variables
 
 Render = Callable[[Order, Pod], dict[str, Any]]
 
@@ -23,10 +24,12 @@ KINDS = (
     "gitlab-ci",
     "github-actions",
 )
+# What these run is no pod of ours.
+PIPELINES = KINDS[-2:]
 
 
 def kube(flags: KubeFlags) -> None:
-    State.as_json = flags.as_json and flags.action == "run"
+    State.as_json = flags.as_json and flags.action in ("render", "run")
     words = list(flags.words or ())
     match flags.action:
         case "render":
@@ -52,18 +55,28 @@ def kube(flags: KubeFlags) -> None:
 
 
 def _render(flags: KubeFlags, words: list[str]) -> None:
-    from ocis2i.kube.text import as_yaml  # noqa: PLC0415 - takes PyYAML
+    from ocis2i.kube.text import as_json, as_yaml  # noqa: PLC0415 - for this alone
 
     kind = words.pop(0) if words else ""
     render = _renderer(kind)
     cwd = working_directory()
+    refuse_useless(flags, kind)
     order = order_of(flags, words, cwd)
-    pod = pod_of(flags, order, os.environ)
+    pod = pod_of(flags, order, os.environ, needs_tool=kind != "github-actions")
     check(order, pod)
-    refuse_credentials(order)
-    if kind == "job":
-        _check_source(order)
-    text = as_yaml([render(order, pod)])
+    if kind not in PIPELINES:
+        check_variables(order, pod)
+    refuse_secrets(order)
+    _check_source(order, kind)
+    if names := flags.typed_parameters:
+        from ocis2i.commands.context import context  # noqa: PLC0415 - the builder is asked
+        from ocis2i.commands.kube_secrets import refuse_declared  # noqa: PLC0415
+
+        with context(flags) as here:
+            refuse_declared(names, order, flags, here)
+    document = render(order, pod)
+    # YAML 1.2 has JSON in it: `kubectl apply` takes either.
+    text = as_json(document) if flags.as_json else as_yaml([document])
     if flags.file is None:
         sys.stdout.write(text)
         return
@@ -92,14 +105,19 @@ def _renderer(kind: str) -> Render:
     return found[KINDS.index(kind)]
 
 
-def _check_source(order: Order) -> None:
-    """A pod has no directory of this host. Raises `UsageError`."""
+def _check_source(order: Order, kind: str) -> None:
+    """A pod has no directory of this host, and nobody's standard input. Raises `UsageError`."""
     from ocis2i.oci_artifacts import SCHEME  # noqa: PLC0415
     from ocis2i.rebuild import is_remote  # noqa: PLC0415
 
-    if not order.source.startswith(SCHEME) and not is_remote(order.source):
-        raise UsageError(
-            f"the source `{order.source[:80]}` is on this host, and a pod does not have it",
-            hint="upload it: ocis2i upload SOURCE REGISTRY/NAME:TAG, and name "
-            f"{SCHEME}REGISTRY/NAME:TAG; or let `ocis2i kube run` do that",
-        )
+    has_workspace = kind not in ("job", "argo-template")
+    if order.source.startswith(SCHEME) or is_remote(order.source):
+        return
+    if has_workspace and order.source != "-":
+        return
+    what = "standard input" if order.source == "-" else f"`{order.source[:80]}`"
+    raise UsageError(
+        f"the source {what} is on this host, and what runs elsewhere does not have it",
+        hint="upload it: ocis2i upload SOURCE REGISTRY/NAME:TAG, and name "
+        f"{SCHEME}REGISTRY/NAME:TAG; or let `ocis2i kube run` do that",
+    )

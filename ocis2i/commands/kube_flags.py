@@ -15,6 +15,7 @@ from ocis2i import variables
 from ocis2i.commands.build_flags import BuildOptions
 from ocis2i.commands.flags import option
 from ocis2i.errors import UsageError
+from ocis2i.kube.hidden import names_in_secret
 from ocis2i.kube.names import check_name, label_name
 from ocis2i.kube.plan import Level, Order, Pod
 from ocis2i.limits import parse_duration, parse_size
@@ -86,6 +87,15 @@ class KubeFlags(BuildOptions):
         str | None,
         option("--image-pull-secret", metavar="NAME", help="What nodes pull the images with."),
     ] = None
+    build_secret: Annotated[
+        str | None,
+        option(
+            "--build-secret",
+            metavar="NAME",
+            help="A secret whose keys -P NAME and --build-env NAME, without a value, are taken "
+            "from.",
+        ),
+    ] = None
     run_as_user: Annotated[
         str,
         option(
@@ -141,6 +151,12 @@ class KubeFlags(BuildOptions):
         None
     )
 
+    @property
+    def typed_parameters(self) -> tuple[str, ...]:
+        """The parameters whose values were typed, and so would stand in the manifest."""
+        pairs = (one.partition("=") for one in self.parameter or ())
+        return tuple(name.strip() for name, equals, _ in pairs if equals)
+
 
 # --- the options of build -------------------------------------------------------------------------
 
@@ -155,7 +171,7 @@ _TO_FETCH_AND_BUILD = frozenset(("platform",))
 _TO_ALL = frozenset("tls_verify registry_timeout quiet log_level".split())
 # Dealt with here, on this side.
 _HERE = frozenset("root as_json tags push environment_file digest_file given".split())
-_HIDDEN = "a manifest is no place for secrets; let the builder read them from a mounted volume"
+_HIDDEN = "a manifest is no place for files; give a value with --build-env NAME and --build-secret"
 _LOCAL = "it names a file of this host, which the pod does not have"
 _REFUSED: Mapping[str, str] = {
     "isolation": "--pod-security says which one it is",
@@ -164,7 +180,6 @@ _REFUSED: Mapping[str, str] = {
     "signature_policy": _LOCAL,
     "volume": _LOCAL,
     "inject": _HIDDEN,
-    "build_env": _HIDDEN,
     "host_mirrors": "the pod has the settings of its own network",
     "pull_policy": "the pod always asks the registry",
     "iidfile": "the digest is in the document of --json",
@@ -177,6 +192,7 @@ _REFUSED: Mapping[str, str] = {
     "run": "run the result where it is to run",
     "use_config": "write the options",
     "shell_on_failure": "nobody sits before a pod",
+    "keep_failed": "nothing of a pod is kept",
     "cache_from": "the container that builds has no credentials",
     "cache_to": "the container that builds has no credentials",
     "incremental": "the container that builds has no credentials to fetch the previous image with",
@@ -241,7 +257,7 @@ def _check_here(name: str, words: tuple[str, ...]) -> None:
     if name == "parameter" and (files := [one for one in words if "=@" in one]):
         raise UsageError(
             f"`{files[0].partition('=@')[0]}` is read from a file of this host",
-            hint="write the value, or let the builder read it from a mounted volume",
+            hint="write the value; a secret: -P NAME, without one, and --build-secret SECRET",
         )
     if name in ("scripts_url", "scripts") and words[0].partition("=")[2].startswith("file:"):
         raise UsageError(
@@ -258,27 +274,12 @@ def _from_file(flags: BuildOptions, cwd: Path) -> list[str]:
         text = (cwd / flags.environment_file).read_text("utf-8")
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"the environment file `{flags.environment_file}` cannot be read: {error}"
+            f"the environment file `{flags.environment_file}` cannot be read: {error}",
+            hint="name a file in UTF-8 that is there and that you may read",
         ) from error
     found = parse_variable_file(text, flags.environment_file)
     own = dict(map(parse_variable, flags.env or ()))
     return [f"--env={name}={value}" for name, value in found.items() if name not in own]
-
-
-def refuse_credentials(order: Order) -> None:
-    """Refuses URLs with a password: a manifest is no place for it. Raises `UsageError`."""
-    from ocis2i.confidential import credentials_in  # noqa: PLC0415 - only where one is written
-
-    for word in (order.source, *order.build):
-        flag = word.partition("=")[0]
-        is_url = word is order.source or flag in ("--scripts-url", "--scripts")
-        if is_url and credentials_in("", word):
-            where = "the URL of the source" if word is order.source else flag
-            raise UsageError(
-                f"{where} has a password or token in it, which all could read who see the manifest",
-                hint="leave it out; a source that takes one can be uploaded: "
-                "`ocis2i upload SOURCE REGISTRY/NAME:TAG`, as `ocis2i kube run` does by itself",
-            )
 
 
 # --- the pod --------------------------------------------------------------------------------------
@@ -302,6 +303,7 @@ def order_of(flags: KubeFlags, places: list[str], cwd: Path) -> Order:
         sorted_options.fetch,
         sorted_options.build,
         sorted_options.push,
+        names_in_secret(flags.build_env, flags.parameter),
     )
 
 
@@ -325,7 +327,38 @@ def _registry_name(text: str) -> Reference:
     return name
 
 
-def pod_of(flags: KubeFlags, order: Order, environment: Mapping[str, str]) -> Pod:
+_SECRETS = frozenset("push_secret pull_secret".split())
+_ACCOUNT = frozenset("service_account image_pull_secret".split())
+_NO_POD = _SECRETS | _ACCOUNT | frozenset("namespace run_as_user pod_cpu pod_memory disk".split())
+# What a manifest of a kind has no place for.
+_USELESS: Mapping[str, tuple[frozenset[str], str]] = {
+    "tekton-task": (
+        _SECRETS | _ACCOUNT | {"deadline"},
+        "credentials come by the workspaces, and the rest is the TaskRun's",
+    ),
+    "shipwright-strategy": (
+        _SECRETS | _ACCOUNT | {"namespace", "deadline"},
+        "it is of the whole cluster, and the rest is the Build's",
+    ),
+    "gitlab-ci": (_NO_POD, "the runner's settings say it"),
+    "github-actions": (_NO_POD | {"tool_image"}, "the job runs on a machine of GitHub's"),
+}
+_OF_RUN = frozenset("cluster_context pending_timeout keep_job source_repository".split())
+
+
+def refuse_useless(flags: KubeFlags, kind: str) -> None:
+    """Refuses flags that would change nothing in what `kube render` writes. Raises `UsageError`."""
+    useless, why = _USELESS.get(kind, (frozenset(), ""))
+    for name in sorted(flags.given & (useless | _OF_RUN)):
+        flag = "--context" if name == "cluster_context" else f"--{name.replace('_', '-')}"
+        if name in _OF_RUN:
+            raise UsageError(f"{flag} is for `kube run`", hint="leave it out")
+        raise UsageError(f"{flag} has no place in a `{kind}`", hint=f"leave it out: {why}")
+
+
+def pod_of(
+    flags: KubeFlags, order: Order, environment: Mapping[str, str], *, needs_tool: bool = True
+) -> Pod:
     """The pod that the flags ask for. Raises `UsageError`."""
     if flags.pod_security not in get_args(Level):
         raise UsageError(
@@ -338,13 +371,19 @@ def pod_of(flags: KubeFlags, order: Order, environment: Mapping[str, str]) -> Po
             hint="the others have the profile of the container runtime",
         )
     tool = flags.tool_image or variables.TOOL_IMAGE.text(environment)
-    if not tool:
+    if not tool and needs_tool:
         raise UsageError(
             "the cluster needs an image that has ocis2i, and none is named",
             hint="make one with scripts/tool-image, push it, and give --tool-image or "
             "OCIS2I_TOOL_IMAGE",
         )
-    for name in ("service_account", "push_secret", "pull_secret", "image_pull_secret"):
+    for name in (
+        "service_account",
+        "push_secret",
+        "pull_secret",
+        "image_pull_secret",
+        "build_secret",
+    ):
         if (value := getattr(flags, name)) is not None:
             check_name(value, f"--{name.replace('_', '-')}")
     if flags.namespace is not None:
@@ -354,13 +393,14 @@ def pod_of(flags: KubeFlags, order: Order, environment: Mapping[str, str]) -> Po
         name=check_name(flags.name, "--name", dots=False)
         if flags.name is not None
         else label_name(f"ocis2i-{repository.rpartition('/')[2]}"),
-        tool_image=str(_builder(tool)),
+        tool_image=str(_builder(tool)) if tool else "",
         level=cast(Level, flags.pod_security),
         namespace=flags.namespace,
         service_account=flags.service_account,
         push_secret=flags.push_secret,
         pull_secret=flags.pull_secret,
         image_pull_secret=flags.image_pull_secret,
+        build_secret=flags.build_secret,
         user=_user(flags.run_as_user),
         cpu=_processors(flags.pod_cpu),
         memory=_size(flags.pod_memory, "--pod-memory"),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ocis2i.commands.context import Context, context, digest_file
-from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of, refuse_credentials
+from ocis2i.commands.kube_flags import KubeFlags, order_of, pod_of
 from ocis2i.commands.state import State, print_json
 from ocis2i.errors import (
     ImageError,
@@ -29,10 +29,11 @@ from ocis2i.errors import (
 from ocis2i.events import Notice, stage
 from ocis2i.kube.cluster import Cluster, ClusterError, LostError, open_cluster
 from ocis2i.kube.following import Followed, Waiting, follow
+from ocis2i.kube.hidden import refuse_secrets
 from ocis2i.kube.kinds import job
 from ocis2i.kube.names import label_name
 from ocis2i.kube.outcome import ContainerState, containers, without_code
-from ocis2i.kube.plan import Order, Pod, check
+from ocis2i.kube.plan import Order, Pod, check, check_variables
 from ocis2i.limits import parse_duration
 from ocis2i.oci_artifacts import SCHEME
 from ocis2i.reference import Reference, parse_registry_name
@@ -51,8 +52,13 @@ def run_in_cluster(flags: KubeFlags, words: list[str]) -> None:
         order = order_of(flags, words, here.tools.cwd)
         pod = pod_of(flags, order, os.environ)
         check(order, pod)
+        check_variables(order, pod)
         # The source is fetched here.
-        refuse_credentials(replace(order, source=""))
+        refuse_secrets(replace(order, source=""))
+        if names := flags.typed_parameters:
+            from ocis2i.commands.kube_secrets import refuse_declared  # noqa: PLC0415 - few have one
+
+            refuse_declared(names, order, flags, here)
         pod = replace(pod, name=_fresh(pod.name))
         written = digest_file(flags, here)
         cluster = open_cluster(
@@ -143,7 +149,12 @@ def _job(
 ) -> Iterator[str]:
     """The Job while it is followed; deleted at the end, however that comes, unless it is kept."""
     name = str(manifest["metadata"]["name"])
-    _create(cluster, manifest)
+    try:
+        _create(cluster, manifest)
+    except (Interrupted, KeyboardInterrupt):
+        # It may be there already, and only the answer is not.
+        _delete(cluster, name, here, keep=False)
+        raise
     try:
         yield name
     except BaseException as error:
@@ -161,19 +172,28 @@ def _create(cluster: Cluster, manifest: dict[str, Any]) -> None:
         try:
             cluster.create_job(manifest)
         except LostError as error:
-            try:
-                if cluster.job(name) is not None:
-                    return
-            except LostError:
-                pass
+            if _is_there(cluster, name):
+                return
             if attempt == _CREATE_ATTEMPTS:
                 raise ClusterError(
                     f"{cluster.where} cannot be reached: {error}",
                     hint="is the address in the kubeconfig right, and is a VPN or proxy needed?",
                     reason="ClusterUnreachable",
                 ) from error
+        except ClusterError:
+            # Of this name, which is nobody else's, there is one: of an attempt without an answer.
+            if attempt == 1 or not _is_there(cluster, name):
+                raise
+            return
         else:
             return
+
+
+def _is_there(cluster: Cluster, name: str) -> bool:
+    try:
+        return cluster.job(name) is not None
+    except LostError:
+        return False
 
 
 def _delete(cluster: Cluster, name: str, here: Context, *, keep: bool) -> None:
@@ -199,8 +219,7 @@ def _document(ended: Followed, cluster: Cluster, name: str) -> dict[str, Any]:
     where = {"kube": {"namespace": cluster.namespace, "job": name, "pod": ended.pod_name or None}}
     failed = ended.failed
     if failed is None:
-        last = containers(ended.pod)[-1].name
-        document = ended.documents.get(last)
+        document = next((ended.documents.get(one.name) for one in containers(ended.pod)[-1:]), None)
         if document is None:
             raise ClusterError(
                 "the pod succeeded, and its log has no result",
@@ -216,7 +235,9 @@ def _document(ended: Followed, cluster: Cluster, name: str) -> dict[str, Any]:
             "state": "failed",
             "reason": reason,
             "message": message,
-            "hint": None,
+            "hint": "what it said is shown above; give it more with --pod-memory"
+            if reason == "OutOfMemory"
+            else "what it said is shown above",
             "exit_code": code,
             "script_exit_code": None,
             "network": None,

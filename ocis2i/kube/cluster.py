@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocis2i.errors import IsolationError, Ocis2iError, UsageError
+from ocis2i.kube.outcome import entries
 from ocis2i.kube.text import EXTRA
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
+# More than this no answer has, and no line: the first is refused, the second cut.
+ANSWER_LIMIT = 64 << 20
+LINE_LIMIT = 8 << 20
+_STATUS_LIMIT = 64 << 10
 # Without a word for so long, a log is asked for again: proxies in between forget connections.
 LOG_SECONDS = 120
 
@@ -37,6 +42,7 @@ class ClusterError(IsolationError):
     """The cluster cannot be asked, or does not do what a build needs of it."""
 
     default_reason = "ClusterFailed"
+    last_hint = "`kubectl get events` in the namespace says more"
 
 
 class LostError(Exception):
@@ -64,6 +70,7 @@ class Cluster:
     """One namespace of a cluster."""
 
     def __init__(self, api: Any, module: Any, namespace: str, where: str) -> None:
+        self._api = api
         self._batch = module.BatchV1Api(api)
         self._core = module.CoreV1Api(api)
         self._failure: type[Exception] = module.exceptions.ApiException
@@ -98,7 +105,7 @@ class Cluster:
             LIST_PODS,
             lambda: self._core.list_namespaced_pod(self.namespace, label_selector=label, **_PLAIN),
         )
-        return list(answer.get("items") or ())
+        return [dict(one) for one in entries(answer, "items")]
 
     def events(self, job: str) -> list[Json]:
         """What the cluster says of a Job, the oldest first; nothing where we may not ask."""
@@ -113,26 +120,16 @@ class Cluster:
             )
         except ClusterError:
             return []
-        return list(answer.get("items") or ())
+        return [dict(one) for one in entries(answer, "items")]
 
-    def log(self, pod: str, container: str) -> Iterator[tuple[str, str]]:
-        """The log of a container from its beginning: time and line, until it ends.
+    def log(self, pod: str, container: str, since: str | None = None) -> Iterator[tuple[str, str]]:
+        """The log of a container as far as the node has it: time and line, until it ends.
 
-        Raises `LostError` where the connection breaks.
+        `since` is a time by RFC 3339, in whole seconds. Raises `LostError` where the connection
+        breaks.
         """
         try:
-            response = self._call(
-                GET_LOG,
-                lambda: self._core.read_namespaced_pod_log(
-                    pod,
-                    self.namespace,
-                    container=container,
-                    follow=True,
-                    timestamps=True,
-                    _preload_content=False,
-                    _request_timeout=(CONNECT_SECONDS, LOG_SECONDS),
-                ),
-            )
+            response = self._call(GET_LOG, lambda: self._open_log(pod, container, since))
         except _GoneError:
             # With its pod: who looks for that next says so.
             return
@@ -142,12 +139,38 @@ class Cluster:
                 for piece in response.stream(1 << 16):
                     *lines, rest = (rest + piece).split(b"\n")
                     yield from map(_timed, lines)
+                    if len(rest) > LINE_LIMIT:
+                        yield _timed(rest)
+                        rest = b""
             except Exception as error:
                 if not _is_broken(error):
                     raise
                 raise LostError from error
             if rest:
                 yield _timed(rest)
+
+    def _open_log(self, pod: str, container: str, since: str | None) -> Any:
+        """The client's own method knows no `sinceTime`: the API's schema has left it out."""
+        query = {"container": container, "follow": "true", "timestamps": "true"}
+        if since:
+            query["sinceTime"] = since
+        request = self._api.param_serialize(
+            method="GET",
+            resource_path="/api/v1/namespaces/{namespace}/pods/{name}/log",
+            path_params={"namespace": self.namespace, "name": pod},
+            query_params=list(query.items()),
+            header_params={"Accept": "text/plain"},
+            auth_settings=["BearerToken"],
+        )
+        answer = self._api.call_api(*request, _request_timeout=(CONNECT_SECONDS, LOG_SECONDS))
+        response = answer.response
+        if not 200 <= response.status <= 299:
+            with closing(response):
+                failure: Any = self._failure
+                refused = failure(status=response.status, reason=response.reason)
+                refused.body = response.read(_STATUS_LIMIT)
+            raise refused
+        return response
 
     def _find(self, call: Call, ask: Callable[[], Any]) -> Json | None:
         try:
@@ -156,12 +179,32 @@ class Cluster:
             return None
 
     def _ask(self, call: Call, ask: Callable[[], Any]) -> Json:
-        response = self._call(call, ask)
+        with closing(self._call(call, ask)) as response:
+            data = self._read(response)
         try:
-            answer = json.loads(response.data)
-        except ValueError as error:
-            raise ClusterError(f"the API of {self.where} answers with what is no JSON") from error
-        return answer if isinstance(answer, dict) else {}
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise ClusterError(
+                f"the API of {self.where} answers with what is no JSON object",
+                hint="is the address in the kubeconfig that of a cluster, or of a login page?",
+            )
+        return answer
+
+    def _read(self, response: Any) -> bytes:
+        try:
+            data: bytes = response.read(ANSWER_LIMIT + 1)
+        except Exception as error:
+            if not _is_broken(error):
+                raise
+            raise LostError(str(error)) from error
+        if len(data) > ANSWER_LIMIT:
+            raise ClusterError(
+                f"the API of {self.where} answers with over {ANSWER_LIMIT >> 20} MiB",
+                hint="is the address in the kubeconfig that of a cluster?",
+            )
+        return data
 
     def _call(self, call: Call, ask: Callable[[], Any]) -> Any:
         try:

@@ -8,14 +8,17 @@ from typing import Any
 
 from ocis2i.events import Notice, Report, ScriptOutput
 from ocis2i.kube.cluster import Cluster, ClusterError, LostError
+from ocis2i.kube.loglines import LogPlace
 from ocis2i.kube.outcome import (
     MARK,
     ContainerState,
     Trouble,
     containers,
     failed_container,
+    fields,
     parse_mark,
     phase,
+    text,
     trouble_of,
     trouble_of_events,
     trouble_of_job,
@@ -52,7 +55,7 @@ class Followed:
     @property
     def pod_name(self) -> str:
         """As the cluster called it."""
-        return str((self.pod.get("metadata") or {}).get("name") or "")
+        return text(fields(self.pod, "metadata"), "name")
 
 
 def follow(
@@ -83,7 +86,7 @@ class _Follower:
         self._told = ""
         self._interval = waiting.shortest
         self._shown: set[str] = set()
-        self._lines: dict[str, int] = {}
+        self._places: dict[str, LogPlace] = {}
         self._seen = Followed()
 
     def run(self) -> Followed:
@@ -92,12 +95,20 @@ class _Follower:
             if pod is None:
                 self._check_job()
             else:
-                self._seen.pod = pod
+                self._see(pod)
                 self._show_logs(pod)
                 if phase(pod) in ("Succeeded", "Failed"):
                     return self._end(pod)
                 self._check_pod(pod)
             self._pause()
+
+    def _see(self, pod: Json) -> None:
+        before, self._seen.pod = self._seen.pod_name, pod
+        if before and before != self._seen.pod_name:
+            # Another in the place of one that was lost: it begins anew.
+            self._shown.clear()
+            self._places.clear()
+            self._seen.documents.clear()
 
     def _pause(self) -> None:
         """Longer each time, while nothing happens."""
@@ -151,28 +162,26 @@ class _Follower:
         for one in containers(pod):
             if one.state == "waiting" or one.name in self._shown:
                 continue
-            before = self._lines.get(one.name, 0)
-            self._show_log(one.name)
+            place = self._places.setdefault(one.name, LogPlace())
+            before = place.count
+            self._show_log(one.name, place)
             # A log can end before its container does: where something between closes what is idle.
             if one.state == "ended":
                 self._shown.add(one.name)
-            if one.state == "ended" or self._lines.get(one.name, 0) > before:
+            if one.state == "ended" or place.count > before:
                 self._interval = self._waiting.shortest
 
-    def _show_log(self, container: str) -> None:
-        """To its end, also over several connections: each begins at the first line again."""
+    def _show_log(self, container: str, place: LogPlace) -> None:
+        """To its end, also over several connections."""
         attempts = 0
         while True:
+            place.connected()
+            lines = self._cluster.log(self._seen.pod_name, container, place.since)
             try:
-                for number, (_, line) in enumerate(
-                    self._cluster.log(self._seen.pod_name, container)
-                ):
-                    if number >= self._lines.get(container, 0):
-                        self._lines[container], attempts = number + 1, 0
+                for time, line in lines:
+                    if place.is_new(time, line):
+                        attempts = 0
                         self._line(container, line)
-                    elif line.startswith(MARK):
-                        # The node keeps the end of a long log alone: this may be news.
-                        self._mark(container, line)
             except LostError as error:
                 attempts += 1
                 if attempts >= _ATTEMPTS:
@@ -200,8 +209,8 @@ class _Follower:
                 raise _error(trouble)
             if self._seen.failed is None:
                 job = self._patiently(lambda: self._cluster.job(self._job))
-                status = pod.get("status") or {}
-                words = status.get("message") or status.get("reason") or "no reason is given"
+                status = fields(pod, "status")
+                words = text(status, "message") or text(status, "reason") or "no reason is given"
                 raise _error(
                     trouble_of_job(job or {}) or Trouble("PodFailed", f"the pod failed: {words}")
                 )
@@ -228,7 +237,7 @@ def _pause(attempt: int, interval: float) -> float:
 
 
 def _created(pod: Json) -> str:
-    return str((pod.get("metadata") or {}).get("creationTimestamp") or "")
+    return text(fields(pod, "metadata"), "creationTimestamp")
 
 
 def _error(trouble: Trouble) -> ClusterError:

@@ -23,7 +23,9 @@ from ocis2i.kube.pods import (
     mounts,
     pod_security,
     pod_spec,
+    pull_policy,
     resources,
+    secret_variables,
     security,
     volumes,
 )
@@ -139,15 +141,18 @@ def _tekton_step(step: Step, pod: Pod) -> Json:
     words = step.words
     if held:
         words = with_options(words, f"--auth-file={_WORKSPACES[held[-1]]}/config.json")
-    found = {
+    found: Json = {
         "name": step.name,
         "image": str(step.image),
+        "imagePullPolicy": pull_policy(step),
         "command": [PROGRAM],
         "args": [as_argument(word) for word in words],
         "computeResources": resources(step.kind, pod),
         "securityContext": {**ids(pod), **security(step.kind, pod)},
         "volumeMounts": [one for one in mounts(step, pod) if not one["name"].endswith("-auth")],
     }
+    if step.values:
+        found["env"] = secret_variables(step)
     if held:
         # Tekton's schema wants the path of a step's own workspace, too.
         found["workspaces"] = [{"name": one, "mountPath": _WORKSPACES[one]} for one in held]
@@ -215,9 +220,10 @@ def _shipwright_step(step: Step, pod: Pod) -> Json:
     return {
         "name": step.name,
         "image": str(step.image),
+        "imagePullPolicy": pull_policy(step),
         "command": [PROGRAM],
         "args": [as_argument(word) for word in words],
-        "env": [{"name": "HOME", "value": _TEKTON_HOME}],
+        "env": [{"name": "HOME", "value": _TEKTON_HOME}, *secret_variables(step)],
         "resources": resources(step.kind, pod),
         "securityContext": {**ids(pod), **security(step.kind, pod)},
         "volumeMounts": mounts(step, pod),
@@ -292,6 +298,7 @@ def _argo_container(step: Step, pod: Pod) -> Json:
     return {
         "name": label_name(step.name),
         "image": str(step.image),
+        "imagePullPolicy": pull_policy(step),
         "command": [PROGRAM],
         "args": [as_argument(word) for word in step.words],
         "env": environment(step),

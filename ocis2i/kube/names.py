@@ -45,13 +45,15 @@ def check_text(word: str) -> str:
     """Refuses what no manifest can hold. Raises `UsageError`."""
     if any(ord(char) < 32 and char not in "\t\n" for char in word) or "\x7f" in word:
         raise UsageError(
-            f"`{ascii(word)[1:-1][:80]}` has a control character, which no manifest can hold"
+            f"`{ascii(word)[1:-1][:80]}` has a control character, which no manifest can hold",
+            hint="leave it out",
         )
     try:
         word.encode()
     except UnicodeEncodeError:
         raise UsageError(
-            f"`{ascii(word)[1:-1][:80]}` is not UTF-8, as a manifest has to be"
+            f"`{ascii(word)[1:-1][:80]}` is not UTF-8, as a manifest has to be",
+            hint="write it in UTF-8",
         ) from None
     return word
 

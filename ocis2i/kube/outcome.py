@@ -31,7 +31,8 @@ _HINTS = {
     "ImagePullBackOff": "is the name right, and has the node the rights? give --image-pull-secret, "
     "the name of a secret of type kubernetes.io/dockerconfigjson in this namespace",
     "CreateContainerConfigError": "does the secret of --push-secret or --pull-secret exist in this "
-    "namespace, and has it the key .dockerconfigjson?",
+    "namespace, and has it the key .dockerconfigjson? And that of --build-secret, with a key for "
+    "each variable?",
     "RunContainerError": "has the image of --tool-image the tool in /ocis2i/tool?",
     "CreateContainerError": "has the image of --tool-image the tool in /ocis2i/tool?",
     "CrashLoopBackOff": "see its log",
@@ -61,49 +62,70 @@ class ContainerState:
     finished: str = ""
 
 
+def fields(value: Any, name: str) -> Json:
+    """The object `name` of an object; empty where there is none. Nothing of the API is trusted."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def entries(value: Any, name: str) -> list[Json]:
+    """The objects in the list `name` of an object."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def text(value: Json, name: str) -> str:
+    """The text `name` of an object; empty where it is none."""
+    found = value.get(name)
+    return found if isinstance(found, str) else ""
+
+
 def containers(pod: Json) -> tuple[ContainerState, ...]:
     """All containers in the order in which they run."""
-    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    spec, status = fields(pod, "spec"), fields(pod, "status")
     known = {
-        one["name"]: one
+        text(one, "name"): one
         for key in ("initContainerStatuses", "containerStatuses")
-        for one in status.get(key) or ()
+        for one in entries(status, key)
     }
-    names = [one["name"] for key in ("initContainers", "containers") for one in spec.get(key) or ()]
-    return tuple(_state(name, (known.get(name) or {}).get("state") or {}) for name in names)
+    names = [
+        text(one, "name") for key in ("initContainers", "containers") for one in entries(spec, key)
+    ]
+    return tuple(_state(name, fields(known.get(name), "state")) for name in names)
 
 
 def _state(name: str, state: Json) -> ContainerState:
-    if ended := state.get("terminated"):
+    if "terminated" in state:
+        ended = fields(state, "terminated")
+        code = ended.get("exitCode")
         return ContainerState(
             name,
             "ended",
-            int(ended.get("exitCode", 1)),
-            ended.get("reason") or "",
-            ended.get("message") or "",
-            ended.get("startedAt") or "",
-            ended.get("finishedAt") or "",
+            code if isinstance(code, int) else 1,
+            text(ended, "reason"),
+            text(ended, "message"),
+            text(ended, "startedAt"),
+            text(ended, "finishedAt"),
         )
-    if running := state.get("running"):
-        return ContainerState(name, "running", started=running.get("startedAt") or "")
-    waiting = state.get("waiting") or {}
-    return ContainerState(
-        name, reason=waiting.get("reason") or "", message=waiting.get("message") or ""
-    )
+    if "running" in state:
+        return ContainerState(name, "running", started=text(fields(state, "running"), "startedAt"))
+    waiting = fields(state, "waiting")
+    return ContainerState(name, reason=text(waiting, "reason"), message=text(waiting, "message"))
 
 
 def phase(pod: Json) -> str:
     """Of the pod: Pending, Running, Succeeded, Failed or Unknown."""
-    return str((pod.get("status") or {}).get("phase") or "Pending")
+    return text(fields(pod, "status"), "phase") or "Pending"
 
 
 def trouble_of(pod: Json) -> Trouble | None:
     """What keeps a pod from going on; `None` where nothing does."""
-    status = pod.get("status") or {}
-    if status.get("reason") in ("Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"):
+    status = fields(pod, "status")
+    reason = text(status, "reason")
+    if reason in ("Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated"):
         return Trouble(
-            status["reason"],
-            f"the pod was taken off its node: {status.get('message') or status['reason']}",
+            reason,
+            f"the pod was taken off its node: {text(status, 'message') or reason}",
             "give it what it needs with --pod-memory and --disk, and run it again",
         )
     for one in containers(pod):
@@ -114,11 +136,11 @@ def trouble_of(pod: Json) -> Trouble | None:
                 f"{one.message or one.reason}",
                 _HINTS.get(one.reason),
             )
-    for condition in status.get("conditions") or ():
+    for condition in entries(status, "conditions"):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return Trouble(
-                condition.get("reason") or "Unschedulable",
-                f"no node takes the pod: {condition.get('message') or 'no reason is given'}",
+                text(condition, "reason") or "Unschedulable",
+                f"no node takes the pod: {text(condition, 'message') or 'no reason is given'}",
                 "ask for less with --pod-cpu, --pod-memory and --disk, or wait for a node",
                 fatal=False,
             )
@@ -130,7 +152,8 @@ def trouble_of_events(events: Sequence[Json]) -> Trouble | None:
     failed = [one for one in events if one.get("reason") == "FailedCreate"]
     if not failed:
         return None
-    message = str(failed[-1].get("message") or "")
+    # The API lists them by name.
+    message = text(max(failed, key=_when), "message")
     hint = "ask the namespace's administrator"
     if "quota" in message:
         hint = "ask for less with --pod-cpu, --pod-memory and --disk, or wait until others end"
@@ -141,14 +164,19 @@ def trouble_of_events(events: Sequence[Json]) -> Trouble | None:
     return Trouble("FailedCreate", f"the cluster makes no pod for the job: {message}", hint)
 
 
+def _when(event: Json) -> str:
+    times = (text(event, name) for name in ("lastTimestamp", "eventTime", "firstTimestamp"))
+    return next(filter(None, times), "")
+
+
 def trouble_of_job(job: Json) -> Trouble | None:
     """Why a Job failed, where not its pod did."""
-    for condition in (job.get("status") or {}).get("conditions") or ():
+    for condition in entries(fields(job, "status"), "conditions"):
         if (
             condition.get("type") in ("Failed", "FailureTarget")
             and condition.get("status") == "True"
         ):
-            reason = condition.get("reason") or ""
+            reason = text(condition, "reason")
             if reason == "DeadlineExceeded":
                 return Trouble(
                     reason, "the job took longer than it may", "give more with --deadline"
@@ -194,8 +222,8 @@ def termination_message(document: Json) -> str:
     for key in ("message", "hint"):
         if key in kept:
             kept[key] = str(kept[key])[:_TEXT]
-    text = json.dumps(kept, separators=(",", ":"), sort_keys=True)
-    return text if len(text) <= LONGEST_MESSAGE else json.dumps({"state": kept.get("state")})
+    written = json.dumps(kept, separators=(",", ":"), sort_keys=True)
+    return written if len(written) <= LONGEST_MESSAGE else json.dumps({"state": kept.get("state")})
 
 
 def without_code(container: ContainerState) -> tuple[str, str, int]:

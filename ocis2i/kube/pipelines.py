@@ -24,6 +24,14 @@ def _names_of(order: Order, *words: str) -> list[str]:
     return [_line("ocis2i", "push", *order.push, *words, "--", name) for name in order.names]
 
 
+def _refuse_secret(pod: Pod, place: str) -> None:
+    if pod.build_secret:
+        raise UsageError(
+            "--build-secret names a Secret of Kubernetes, which is not asked here",
+            hint=f"leave it out: -P NAME and --build-env NAME take their values from {place}",
+        )
+
+
 # --- GitLab -------------------------------------------------------------------------------------
 
 
@@ -35,6 +43,7 @@ def gitlab_ci(order: Order, pod: Pod) -> Json:
     """
     # `$[[ inputs.x ]]` is replaced before anything else, scripts too.
     refuse_marks(order.words, ("$[[",), "GitLab")
+    _refuse_secret(pod, "the variables of the project's CI/CD settings")
     if pod.level != "baseline":
         raise UsageError(
             f"gitlab-ci is there for --pod-security baseline, not for {pod.level}",
@@ -92,6 +101,7 @@ pipx install ocis2i
 def github_actions(order: Order, pod: Pod) -> Json:
     """A workflow for GitHub's own Linux machines, where user namespaces are to be had."""
     refuse_marks(order.words, ("${{",), "GitHub")
+    _refuse_secret(pod, "the repository's secrets")
     build = _line(
         *("ocis2i", "build", *order.build, *tag_options(order), "--json"),
         *("--", order.source, order.builder, order.names[0]),
@@ -118,7 +128,11 @@ def github_actions(order: Order, pod: Pod) -> Json:
                     # Without it, the token of the job would stay in .git for assemble to read.
                     {"uses": "actions/checkout@v4", "with": {"persist-credentials": False}},
                     {"name": "Install ocis2i", "run": _PREPARE},
-                    {"name": "Build", "run": f"{build} > ocis2i.json\ncat ocis2i.json\n"},
+                    {
+                        "name": "Build",
+                        **_secrets_of(order),
+                        "run": f"{build} > ocis2i.json\ncat ocis2i.json\n",
+                    },
                     {
                         "name": "Push",
                         "id": "push",
@@ -133,6 +147,12 @@ def github_actions(order: Order, pod: Pod) -> Json:
             }
         },
     }
+
+
+def _secrets_of(order: Order) -> Json:
+    """Variables out of the repository's secrets, which have no lower case."""
+    found = {name: f"${{{{ secrets.{name.upper()} }}}}" for name in order.variables}
+    return {"env": found} if found else {}
 
 
 def _registry_of(order: Order) -> str:

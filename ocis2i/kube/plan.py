@@ -2,7 +2,7 @@
 
     tool    puts ocis2i where the builder's container finds it   (only to build in place)
     fetch   source, and the builder's manifest                   holds the secret to pull
-    build   runs foreign code                                    holds none
+    build   runs foreign code                                    holds those of its user's choice
     push    sends the result to its registry                     holds the secret to push
 
 They share the directory `WORK` and nothing else.
@@ -53,6 +53,7 @@ class Pod:
     push_secret: str | None = None
     pull_secret: str | None = None
     image_pull_secret: str | None = None
+    build_secret: str | None = None
     user: int | None = 1001
     cpu: str = "1"
     memory: str = "2Gi"
@@ -66,7 +67,8 @@ class Pod:
 class Order:
     """One build: its arguments, and the options that each of its commands gets.
 
-    The first of `names` is the result's own.
+    The first of `names` is the result's own. `variables` are those that `build` takes out of the
+    environment of its container.
     """
 
     source: str
@@ -75,6 +77,7 @@ class Order:
     fetch: tuple[str, ...] = ()
     build: tuple[str, ...] = ()
     push: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -85,13 +88,18 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One container: its image, the command line after `ocis2i`, and the secret it may hold."""
+    """One container: its image, the command line after `ocis2i`, and the secret it may hold.
+
+    `values` are the keys of the secret `values_of` that it has as variables.
+    """
 
     name: str
     kind: Kind
     image: str
     words: tuple[str, ...]
     secret: str | None = None
+    values_of: str = ""
+    values: tuple[str, ...] = ()
 
 
 def steps(order: Order, pod: Pod, *, report: tuple[str, ...] = ()) -> tuple[Step, ...]:
@@ -101,7 +109,10 @@ def steps(order: Order, pod: Pod, *, report: tuple[str, ...] = ()) -> tuple[Step
     pull_secret = pod.pull_secret or pod.push_secret
     found.append(Step("fetch", "fetch", pod.tool_image, _fetch(order, pod), pull_secret))
     image = order.builder if in_place else pod.tool_image
-    found.append(Step("build", "build", image, _build(order, pod)))
+    words, values = _build(order, pod), order.variables
+    found.append(
+        Step("build", "build", image, words, values_of=pod.build_secret or "", values=values)
+    )
     for number, name in enumerate(order.names):
         last = number == len(order.names) - 1
         words = _push(order, name, report if last else ())
@@ -152,4 +163,20 @@ def check(order: Order, pod: Pod) -> None:
         raise UsageError(
             "--run-as-user 0 is root, and --pod-security restricted allows everybody else",
             hint="take another number, or --pod-security baseline",
+        )
+
+
+def check_variables(order: Order, pod: Pod) -> None:
+    """Raises `UsageError` for variables that nothing gives, and a Secret that nothing takes."""
+    if order.variables and not pod.build_secret:
+        raise UsageError(
+            f"the value of `{order.variables[0]}` is to come out of the environment, and the "
+            "pod's has none",
+            hint="put it into a Secret of the namespace under that key, and give the Secret's name "
+            "with --build-secret",
+        )
+    if pod.build_secret and not order.variables:
+        raise UsageError(
+            "--build-secret names a Secret that nothing is taken out of",
+            hint="name what is: -P NAME for a parameter, or --build-env NAME, each without a value",
         )

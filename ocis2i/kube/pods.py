@@ -78,7 +78,7 @@ def container(step: Step, pod: Pod) -> Json:
     return {
         "name": step.name,
         "image": str(step.image),
-        "imagePullPolicy": "Always" if step.kind == "build" else "IfNotPresent",
+        "imagePullPolicy": pull_policy(step),
         "command": [PROGRAM],
         "args": [as_argument(word) for word in step.words],
         "env": environment(step),
@@ -90,11 +90,27 @@ def container(step: Step, pod: Pod) -> Json:
     }
 
 
+def pull_policy(step: Step) -> str:
+    """An old builder on the node under a tag that moved would be built in, and another pushed."""
+    return "Always" if step.kind == "build" else "IfNotPresent"
+
+
 def environment(step: Step) -> list[Json]:
     """The file of credentials, for who may hold it; nobody looks for any other."""
     if step.secret is None:
-        return []
-    return [{"name": "REGISTRY_AUTH_FILE", "value": f"{AUTH}/config.json"}]
+        return secret_variables(step)
+    return [
+        {"name": "REGISTRY_AUTH_FILE", "value": f"{AUTH}/config.json"},
+        *secret_variables(step),
+    ]
+
+
+def secret_variables(step: Step) -> list[Json]:
+    """The variables that the cluster fills in: their values are in no manifest."""
+    return [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": step.values_of, "key": name}}}
+        for name in step.values
+    ]
 
 
 def resources(kind: Kind, pod: Pod) -> Json:

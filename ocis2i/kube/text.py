@@ -6,6 +6,7 @@ a text stands without quotes only if it is a plain word that no version takes fo
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,11 @@ EXTRA = "pip install 'ocis2i[kube]'"
 def is_plain(text: str) -> bool:
     """Whether a text needs no quotes, whoever reads it. Pure."""
     return bool(_PLAIN.fullmatch(text)) and text.lower() not in _WORDS
+
+
+def as_json(document: Any) -> str:
+    """One document as JSON, which takes no PyYAML, with a line's end. Pure."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_yaml(documents: Sequence[Any]) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs
-from tests.fakes.docker_registry import HTPASSWD, PASSWORD, USER, docker_registry
 from tests.fakes.images import LayoutImage, busybox_builder
 from tests.fakes.kube_api import FakeKubeApi, PlayedPod
-from tests.fakes.kubelet import Node, mount_points
-from tests.fakes.program import PROJECT, Program
+from tests.fakes.kube_site import STAMP, Site, furnished, inspected, make_tool
+from tests.fakes.kubelet import mount_points
+from tests.fakes.program import Program
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -26,87 +23,16 @@ pytestmark = [
     needs("busybox", "docker-registry", "newuidmap", "patchelf", "skopeo"),
 ]
 
-STAMP = ("--timestamp", "1577836800")
-TOOL_IMAGE = "registry.example/tools/ocis2i:1"
-ASSEMBLE = """\
-#!/bin/sh
-set -e
-echo "assembling as $(id -u), it says: $SAYING"
-[ ! -e /ocis2i/auth/config.json ]
-cp -R /tmp/src/. "$HOME/"
-[ ! -e /tmp/src/fail ] || exit 3
-"""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A private registry with a builder in it, and the node of a cluster that reaches it."""
-
-    ocis2i: Program
-    directory: Path
-    registry: str
-    builder: str
-    node: Node
-
-    def source(self, **files: str) -> Path:
-        path = self.directory / "source"
-        path.mkdir(exist_ok=True)
-        for name, text in ({"index.html": "hello\n"} | files).items():
-            (path / name).write_text(text)
-        return path
-
-    def arguments(self, api: FakeKubeApi, source: Path, tag: str) -> list[str]:
-        given = ["kube", "run", str(source), self.builder, f"{self.registry}/{tag}"]
-        more = ["--tool-image", TOOL_IMAGE, "--push-secret", "push", "--no-tls-verify", *STAMP]
-        api.kubeconfig(self.directory / "kubeconfig")
-        return [*given, *more]
-
-    @property
-    def user(self) -> Program:
-        """ocis2i of somebody who knows the cluster, and the registry's password."""
-        more = {
-            "KUBECONFIG": str(self.directory / "kubeconfig"),
-            "REGISTRY_AUTH_FILE": str(self.directory / "auth.json"),
-        }
-        return replace(self.ocis2i, environment={**self.ocis2i.environment, **more})
-
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What scripts/tool-image puts into its image."""
-    path = tmp_path_factory.mktemp("tool") / "tool"
-    subprocess.run(
-        [sys.executable, PROJECT / "scripts/tool-image", "--tree", path], check=True, timeout=120
-    )
-    return path
+    return make_tool(tmp_path_factory.mktemp("tool") / "tool")
 
 
 @pytest.fixture
 def site(shared: Program, tool: Path, tmp_path: Path) -> Iterator[Site]:
-    with docker_registry(tmp_path / "registry", htpasswd=HTPASSWD) as registry:
-        builder = tmp_path / "builder"
-        scripts = {"assemble": ASSEMBLE}
-        busybox_builder(builder, "b:1", scripts=scripts, more_layers=[mount_points()])
-        name = f"{registry.host}/builders/busybox:1"
-        subprocess.run(
-            ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"--dest-creds={USER}:{PASSWORD}",
-             f"oci:{builder}:b:1", f"docker://{name}"],
-            check=True, timeout=60,
-        )  # fmt: skip
-        small = tmp_path / "small"
-        busybox_builder(small, "t:1", more_layers=[mount_points()])
-        token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        credentials = json.dumps({"auths": {registry.host: {"auth": token}}})
-        (tmp_path / "auth.json").write_text(credentials)
-        (tmp_path / "node").mkdir()
-        node = Node(
-            tmp_path,
-            {name: (str(builder), "b:1"), TOOL_IMAGE: (str(small), "t:1")},
-            TOOL_IMAGE,
-            tool,
-            {"push": credentials},
-        )
-        yield Site(shared, tmp_path, registry.host, name, node)
+    with furnished(shared, tool, tmp_path) as made:
+        yield made
 
 
 def test_the_cluster_builds_what_this_machine_builds(site: Site) -> None:
@@ -128,9 +54,9 @@ def test_the_cluster_builds_what_this_machine_builds(site: Site) -> None:
     assert site.node.ran == [
         ("tool", False), ("fetch", True), ("build", False), ("push-1", True), ("push", True)
     ]  # fmt: skip
-    assert _inspected(site, "team/app:latest") == _inspected(site, "team/app:1")
+    assert inspected(site, "team/app:latest") == inspected(site, "team/app:1")
     # The very image, in the registry.
-    labels = _inspected(site, "team/app:1")["config"]["Labels"]
+    labels = inspected(site, "team/app:1")["config"]["Labels"]
     source = labels["io.openshift.s2i.build.source-location"]
     assert source.startswith("oci-artifact://")
     local = site.user.ok(
@@ -139,16 +65,6 @@ def test_the_cluster_builds_what_this_machine_builds(site: Site) -> None:
     ).document  # fmt: skip
     assert local["digest"] == document["digest"]
     assert set(local) | {"kube"} == set(document)
-
-
-def _inspected(site: Site, tag: str) -> dict[str, dict[str, dict[str, str]]]:
-    out = subprocess.run(
-        ["skopeo", "inspect", "--config", "--tls-verify=false", f"--creds={USER}:{PASSWORD}",
-         f"docker://{site.registry}/{tag}"],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    found: dict[str, dict[str, dict[str, str]]] = json.loads(out.stdout)
-    return found
 
 
 def test_a_script_that_fails_there_fails_here(site: Site) -> None:
@@ -183,6 +99,62 @@ def test_an_interrupt_deletes_the_job(site: Site) -> None:
         assert started.returncode == 130, err
         assert api.jobs == {}
         assert "delete jobs" in api.calls
+
+
+def test_kube_run_that_is_killed_leaves_a_job_that_ends_by_itself(site: Site) -> None:
+    """Nobody can delete it then; the next run is not in its way, and it not in that of the next."""
+    pods: list[PlayedPod] = []
+
+    def play(pod: PlayedPod) -> None:
+        pods.append(pod)
+        if len(pods) > 1:
+            site.node.play(pod)
+            return
+        pod.runs("tool")
+        pod.start("fetch")
+        pod.say("fetch", "now")
+
+    with FakeKubeApi(play) as api:
+        given = site.arguments(api, site.source(), "team/app:4")
+        with site.user.start(*given) as started:
+            assert started.stderr is not None
+            said = next(line for line in started.stderr if " cluster" in line or "job " in line)
+            assert any(line == "now\n" for line in started.stderr)
+            started.kill()
+        (job,) = api.jobs.values()
+        name = job["metadata"]["name"]
+        assert name in said
+        assert "delete jobs" not in api.calls
+        # What the cluster ends and removes without us.
+        assert job["spec"]["activeDeadlineSeconds"] == 3600
+        assert job["spec"]["ttlSecondsAfterFinished"] == 86400
+        assert job["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "ocis2i"
+        # It was no build of this host: there is nothing to show or to resume.
+        assert site.user.ok("ps", "--all", "--json").document["builds"] == []
+        # The uploaded source is in the registry, under the job's name.
+        source = f"oci-artifact://{site.registry}/team/app:source-{name}"
+        site.user.ok("fetch", source, site.directory / "again", "--no-tls-verify")
+        (page,) = (site.directory / "again").rglob("index.html")
+        assert page.read_text() == "hello\n"
+        done = site.user(*given, "--json", timeout=25)
+        assert done.code == 0, done.err
+        assert done.document["kube"]["job"] != name
+        assert list(api.jobs) == [name]
+
+
+def test_a_program_is_uploaded_as_one_and_a_secret_reaches_assemble_alone(site: Site) -> None:
+    with FakeKubeApi(site.node.play) as api:
+        given = site.arguments(api, site.script("greet"), "team/greet:1")
+        secrets = ("--build-env", "KEY", "--build-secret", "for-assemble")
+        done = site.user(*given, *secrets, "--json", timeout=25)
+        assert done.code == 0, done.err
+        written = json.dumps(api.created)
+    assert site.node.values["for-assemble"]["KEY"] not in written + done.err + done.out
+    assert "its key has 10 bytes" in done.err
+    labels = inspected(site, "team/greet:1")["config"]["Labels"]
+    assert labels["io.ocis2i.source.file"] == "greet"
+    assert labels["io.ocis2i.source.kind"] == "script"
+    assert "KEY" not in json.dumps(inspected(site, "team/greet:1"))
 
 
 def test_the_tool_runs_where_no_python_is(tool: Path, tmp_path: Path) -> None:

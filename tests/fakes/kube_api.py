@@ -70,6 +70,14 @@ class FakeKubeApi(Served):
         self.broken_logs: list[int] = []
         # After how many lines the next logs end as if there were no more.
         self.short_logs: list[int] = []
+        # How many lines the node drops off the front before a log is asked for again: it rotates.
+        self.rotations: list[int] = []
+        # What was asked for as `sinceTime`.
+        self.since: list[str | None] = []
+        # "VERB resource" of what is done, and then the connection breaks without an answer.
+        self.unanswered: list[str] = []
+        # The body of every answer, where it is not that of a cluster.
+        self.raw: bytes | None = None
         self.with_pod = True
         self.changed = threading.Condition()
         self.threads: list[threading.Thread] = []
@@ -267,8 +275,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, f'namespaces "{namespace}" not found')
         if log:
             self._log(f"{name}/{query['container']}", query)
-        else:
-            self._answer(200, self._object(what, name, query, body))
+            return
+        found_object = self._object(what, name, query, body)
+        if what in self.api.unanswered:
+            self.api.unanswered.remove(what)
+            raise _Refused(0, "")
+        self._answer(200, found_object)
 
     def _object(self, what: str, name: str, query: dict[str, str], body: Json) -> Json:
         api = self.api
@@ -304,13 +316,18 @@ class _Handler(BaseHTTPRequestHandler):
         pod, _, container = key.partition("/")
         if pod not in self.api.pods:
             raise _Refused(404, f'pods "{pod}" not found')
+        since = query.get("sinceTime")
+        with self.api.changed:
+            self.api.since.append(since)
+            dropped = self.api.rotations.pop(0) if self.api.rotations else 0
+            del self.api.logs.setdefault(key, [])[:dropped]
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         breaks = self.api.broken_logs.pop(0) if self.api.broken_logs else None
         short = self.api.short_logs.pop(0) if self.api.short_logs else None
-        sent = 0
+        sent = given = 0
         while True:
             with self.api.changed:
                 lines = self.api.logs.get(key, [])[sent:]
@@ -319,14 +336,17 @@ class _Handler(BaseHTTPRequestHandler):
                     self.api.changed.wait(1)
                     continue
             for line in lines:
-                if breaks is not None and sent >= breaks:
+                if since and not _is_since(line, since):
+                    sent += 1
+                    continue
+                if breaks is not None and given >= breaks:
                     self.close_connection = True
                     return
-                if short is not None and sent >= short:
+                if short is not None and given >= short:
                     self._chunk(b"")
                     return
                 self._chunk(line.encode() + b"\n")
-                sent += 1
+                sent, given = sent + 1, given + 1
             if over and not lines:
                 self._chunk(b"")
                 return
@@ -347,12 +367,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _answer(self, status: int, document: Json) -> None:
-        data = json.dumps(document).encode()
+        data = json.dumps(document).encode() if self.api.raw is None else self.api.raw
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _is_since(line: str, since: str) -> bool:
+    """As the kubelet has it: by whole seconds, each line for itself."""
+    start = datetime.fromisoformat(since).replace(microsecond=0)
+    return datetime.fromisoformat(line.partition(" ")[0]) >= start
 
 
 def _now() -> str:

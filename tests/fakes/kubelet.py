@@ -1,11 +1,12 @@
 """A stand-in for a node: runs the containers of a pod as processes, as the manifest has them.
 
 Each container is a `Host` (tests/fakes/hosts.py): a process in the tree of its image, as its user,
-with its volumes, without capabilities and under Docker's seccomp filter.
+with its volumes, with the capabilities that are left and under the seccomp filter that it asks for.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ocis2i import syscalls
-from tests.fakes.hosts import Host, Mount, bind
+from tests.fakes.hosts import DOCKER_CAPABILITIES, Filter, Host, Mount, bind
 from tests.fakes.images import Layer, LayoutImage
 from tests.fakes.kube_api import PlayedPod
 from tests.fakes.program import PROJECT
@@ -33,6 +34,15 @@ def mount_points() -> Layer:
     return layer
 
 
+_FILTERS: Mapping[str, Filter] = {"RuntimeDefault": "docker", "Unconfined": "none"}
+
+
+def _capabilities(given: Json) -> tuple[str, ...]:
+    """What is left of the runtime's own set, which is Docker's."""
+    kept = () if given.get("drop") == ["ALL"] else DOCKER_CAPABILITIES
+    return (*kept, *(f"CAP_{name}" for name in given.get("add", ())))
+
+
 def expanded(text: str, environment: Mapping[str, str]) -> str:
     """What Kubernetes makes of a word of `command` or `args` (its golang/expansion)."""
 
@@ -49,8 +59,11 @@ class Node:
     """A node with a `directory` of its own.
 
     `images` are layouts by the name that a manifest gives; `tool` is what the image of that name
-    has in /ocis2i/tool. `secrets` are the files of credentials by name. `shared` has to be seen by
-    every container. What ran is in `ran`: the container, and which files it had in /ocis2i/auth.
+    has in /ocis2i/tool. `secrets` are the files of credentials by name, `values` those that have
+    variables. What ran is in `ran`: the container, and whether it had anything in /ocis2i/auth.
+
+    Root in a container is the host's, if the caller is; else it is root of a user namespace, as
+    with `hostUsers: false`.
     """
 
     directory: Path
@@ -58,6 +71,7 @@ class Node:
     tool_image: str
     tool: Path
     secrets: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ran: list[tuple[str, bool]] = field(default_factory=list)
 
     def play(self, pod: PlayedPod) -> None:
@@ -93,27 +107,29 @@ class Node:
         mounts = sorted(self._mounts(container, volumes), key=lambda one: one[1] == "/tmp")
         self.ran.append((container["name"], any("/ocis2i/auth" in one[1] for one in mounts)))
         security = {**pod.spec["securityContext"], **container["securityContext"]}
-        assert security["capabilities"] == {"drop": ["ALL"]}
-        assert security["allowPrivilegeEscalation"] is False
-        assert security["runAsNonRoot"]
         if security.get("readOnlyRootFilesystem"):
             flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
             mounts.append(("", "/", "", flags, ""))
         host = Host(
-            ids="container",
+            ids="container" if os.geteuid() else "host",
             image=layout,
             shared=(str(self.directory), str(self.tool)),
             kubernetes=True,
             user=(security["runAsUser"], security["runAsGroup"]),
-            no_new_privs=True,
-            filter="docker",
+            capabilities=_capabilities(security["capabilities"]),
+            no_new_privs=security.get("allowPrivilegeEscalation") is False,
+            filter=_FILTERS[security["seccompProfile"]["type"]],
             mounts=tuple(mounts),
         )
+        # What the kubelet refuses to start.
+        assert not security["runAsNonRoot"] or security["runAsUser"]
+        # What a node without user namespaces would give to whom it runs.
+        assert not pod.spec.get("hostUsers", True) or "SYS_ADMIN" not in str(security)
         environment = dict(
             one.partition("=")[::2] for one in LayoutImage(Path(layout[0]), layout[1]).config
             .get("config", {}).get("Env", [])
         )  # fmt: skip
-        environment |= {one["name"]: one["value"] for one in container.get("env", [])}
+        environment |= {one["name"]: self._value(one) for one in container.get("env", [])}
         command = [*container["command"], *container["args"]]
         process = subprocess.Popen(
             [*host.launcher, *(expanded(word, environment) for word in command)],
@@ -132,6 +148,12 @@ class Node:
                 if not pod.is_there:  # deleted meanwhile
                     process.kill()
         return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+    def _value(self, variable: Json) -> str:
+        if "value" in variable:
+            return str(variable["value"])
+        reference = variable["valueFrom"]["secretKeyRef"]
+        return self.values[reference["name"]][reference["key"]]
 
     def _mounts(self, container: Json, volumes: Mapping[str, Path]) -> list[Mount]:
         found = [bind(volumes[one["name"]], one["mountPath"]) for one in container["volumeMounts"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ from ocis2i.events import Notice, ScriptOutput
 from ocis2i.kube.cluster import Cluster, ClusterError, LostError, open_cluster
 from ocis2i.kube.following import Followed, Waiting, follow
 from ocis2i.kube.kinds import job
+from ocis2i.kube.loglines import LogPlace
 from ocis2i.kube.outcome import (
     LONGEST_MESSAGE,
     MARK,
     ContainerState,
     mark_line,
     parse_mark,
+    phase,
     termination_message,
+    trouble_of,
+    trouble_of_events,
+    trouble_of_job,
     without_code,
 )
 from ocis2i.kube.plan import Order, Pod
@@ -109,6 +115,83 @@ def test_a_broken_log_goes_on_where_it_broke(tmp_path: Path) -> None:
     followed = run(whole, tmp_path, said, breaking)
     assert said.lines == [line for name in STEPS for line in (f"{name} begins", "", "  indented")]
     assert followed.documents["push"]["step"] == "push"
+
+
+def test_a_log_that_the_node_rotates_repeats_no_line_and_loses_none(tmp_path: Path) -> None:
+    """What is left begins anywhere: lines cannot be counted from the first."""
+
+    def rotating(api: FakeKubeApi) -> None:
+        api.broken_logs = [3]
+        api.rotations = [0, 2]
+
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        pod.say("tool", "1", "2", "3", "same", "same", "6", mark_line(RESULT))
+        pod.end("tool")
+        for name in STEPS[1:]:
+            pod.runs(name)
+        pod.finish("Succeeded")
+
+    said = Said()
+    followed = run(play, tmp_path, said, rotating)
+    assert said.lines == ["1", "2", "3", "same", "same", "6"]
+    assert followed.documents["tool"] == RESULT
+
+
+def test_a_log_is_asked_for_from_its_last_second_on(tmp_path: Path) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.start("tool")
+        with pod.api.changed:
+            pod.api.logs[f"{pod.name}/tool"] = [
+                "2026-01-01T00:00:01.5Z old",
+                "2026-01-01T00:00:09.000000001Z one",
+                "2026-01-01T00:00:08.999999999Z late",
+                "2026-01-01T00:00:10Z two",
+            ]
+        pod.end("tool")
+        for name in STEPS[1:]:
+            pod.runs(name)
+        pod.finish("Succeeded")
+
+    def breaking(api: FakeKubeApi) -> None:
+        api.broken_logs = [2]
+        seen.append(api)
+
+    seen: list[FakeKubeApi] = []
+    said = Said()
+    run(play, tmp_path, said, breaking)
+    assert said.lines == ["old", "one", "late", "two"]
+    assert seen[0].since[:2] == [None, "2026-01-01T00:00:08+00:00"]
+
+
+TIMES = st.integers(0, 30).map(lambda one: f"2026-01-01T00:00:{one // 10:02}.{one % 10}Z")
+
+
+@given(
+    st.lists(st.tuples(TIMES, st.sampled_from("ab")), max_size=30).map(sorted),
+    st.lists(st.integers(0, 30), max_size=4),
+)
+def test_every_line_is_new_once_however_often_it_breaks(
+    log: list[tuple[str, str]], breaks: list[int]
+) -> None:
+    place = LogPlace()
+    shown = []
+    for length in [*breaks, len(log)]:
+        place.connected()
+        since = datetime.fromisoformat(place.since) if place.since else None
+        sent = [one for one in log if since is None or datetime.fromisoformat(one[0]) >= since]
+        shown += [one for one in sent[:length] if place.is_new(*one)]
+    assert shown == log
+
+
+def test_lines_without_a_time_are_told_apart_all_the_same() -> None:
+    place = LogPlace()
+    place.connected()
+    lines = [("", "a"), ("yesterday", "b"), ("2026-01-01T00:00:00", "c"), ("", "a")]
+    assert [place.is_new(*one) for one in lines] == [True] * 4
+    assert place.since is None
+    place.connected()
+    assert [place.is_new(*one) for one in [*lines, ("", "a")]] == [False] * 4 + [True]
 
 
 def test_a_log_that_ends_before_its_container_is_read_again(tmp_path: Path) -> None:
@@ -241,6 +324,39 @@ def test_a_job_without_a_pod_says_why(tmp_path: Path, message: str, way_out: str
     assert way_out in (caught.value.hint or "")
 
 
+def test_the_latest_event_counts_in_whatever_order_they_are_listed() -> None:
+    events = [
+        {"reason": "FailedCreate", "message": "quota", "lastTimestamp": "2026-01-01T00:00:02Z"},
+        {"reason": "FailedCreate", "message": "old", "lastTimestamp": "2026-01-01T00:00:01Z"},
+    ]
+    found = trouble_of_events(events)
+    assert found is not None
+    assert found.message.endswith("quota")
+
+
+def test_a_pod_in_the_place_of_one_that_was_lost_is_followed_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    def play(pod: PlayedPod) -> None:
+        pod.runs("tool", "first")
+        pod.start("fetch")
+        with pod.api.changed:
+            pod.api.changed.wait_for(lambda: pod.api.calls.count("get pods/log") > 1, timeout=10)
+            del pod.api.pods[pod.name]
+            pod.name = f"{pod.job}-again"
+            pod.document["metadata"]["name"] = pod.name
+            pod.document["status"] = {"phase": "Pending"}
+            pod.api.pods[pod.name] = pod.document
+            pod.api.changed.notify_all()
+        whole(pod)
+
+    said = Said()
+    followed = run(play, tmp_path, said)
+    assert said.lines[0] == "first"
+    assert said.lines[1:] == [line for one in STEPS for line in (f"{one} begins", "", "  indented")]
+    assert followed.pod_name == "app-again"
+
+
 def test_events_that_we_may_not_read_are_done_without(tmp_path: Path) -> None:
     def without_pod(api: FakeKubeApi) -> None:
         api.with_pod = False
@@ -348,6 +464,68 @@ def test_without_the_client_the_command_to_get_it_is_told(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="not installed") as caught:
         open_cluster(context=None, namespace=None, config=None)
     assert caught.value.hint == "pip install 'ocis2i[kube]'"
+
+
+KEYS = st.sampled_from(
+    "metadata spec status name phase reason message conditions type initContainers containers "
+    "initContainerStatuses state terminated running waiting exitCode".split()
+)
+
+
+# --- answers of what is no cluster ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"<html>log in</html>", "no JSON object"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
+        (b" " * 2000, "over 0 MiB"),
+    ],
+)
+def test_an_answer_of_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, said: str
+) -> None:
+    if said.startswith("over"):
+        monkeypatch.setattr("ocis2i.kube.cluster.ANSWER_LIMIT", 1000)
+    with FakeKubeApi() as api:
+        api.raw = answer
+        with pytest.raises(ClusterError, match=said) as caught:
+            cluster_of(api, tmp_path).pods("a=b")
+    assert "kubeconfig" in (caught.value.hint or "")
+
+
+def test_a_line_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ocis2i.kube.cluster.LINE_LIMIT", 1000)
+
+    def play(pod: PlayedPod) -> None:
+        pod.runs("tool", "x" * 300_000, "next")
+        ended(pod)
+
+    said = Said()
+    with pytest.raises(ClusterError):
+        run(play, tmp_path, said)
+    assert max(map(len, said.lines)) < 200_000
+    assert said.lines[-1] == "next"
+
+
+JUNK = st.recursive(
+    st.none() | st.just("x") | st.just(7),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, JUNK, max_size=5))
+def test_an_object_of_another_form_is_no_crash(junk: dict[str, Any]) -> None:
+    ended_pod = Followed(junk)
+    assert isinstance(ended_pod.pod_name, str)
+    assert ended_pod.failed is None or ended_pod.failed.state == "ended"
+    assert isinstance(phase(junk), str)
+    for trouble in (trouble_of(junk), trouble_of_job(junk), trouble_of_events([junk])):
+        assert trouble is None or isinstance(trouble.message, str)
 
 
 # --- what a step says -----------------------------------------------------------------------------
