@@ -175,7 +175,8 @@ def _image_scripts(
             directory,
             contract.destination,
             (contract.assemble_user or runtime.user).partition(":")[0] in ("", "0", "root"),
-            posixpath.basename(shell) == "bash",
+            sh_is_bash=posixpath.basename(shell) == "bash",
+            sh_is_busybox=posixpath.basename(shell) == "busybox",
         )
         yield from check_script(entry.content, place)
 

@@ -245,6 +245,8 @@ def _difference(before: Facts, after: Facts, *, in_layer: bool) -> tuple[str, ..
         what.append("mode")
     if (before.uid, before.gid) != (after.uid, after.gid):
         what.append("owner")
+    if before.capable != after.capable:
+        what.append("capabilities")
     if in_layer and not what and after.kind != tar.DIRECTORY:
         what.append("content")
     return tuple(what)

@@ -1,9 +1,10 @@
 """The display of a build on a terminal: a live line for each stage and transfer, output above.
 
 What is over is written once and scrolls away with the output; what goes on is painted below it ten
-times a second and erased before the next write. It takes three control codes: back to the start of
-the line, up, and erase to the end of the screen. The cursor is never hidden and no mode of the
-terminal is changed, so that a program that is killed leaves it as it was.
+times a second and erased before the next write. It takes a few control codes: back to the start of
+the line, up, erase to the end of the screen, and no wrapping of what is painted (DECAWM, off and on
+in one write). The cursor is never hidden and no mode of the terminal stays changed, so that a
+program that is killed leaves it as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from ocis2i.events import (
     StageStarted,
     Transfer,
 )
-from ocis2i.report import STAGE_WORDS, human_size, printable
+from ocis2i.limits import human_size
+from ocis2i.report import STAGE_WORDS, printable
 
 # What ends sooner is written when it is over, and never painted: nobody could read it.
 PATIENCE_SECONDS = 0.4
@@ -377,7 +379,9 @@ class Live:
         if not self._painted:
             return ""
         columns, _ = self._size()
-        up = rows(self._painted, columns) - 1
+        # The cursor stands where the last line begins, and stays there when a terminal that has
+        # become narrower wraps it: only the lines above count, or output above them is erased.
+        up = rows(self._painted[:-1], columns)
         self._painted = []
         return "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J"
 
@@ -389,8 +393,11 @@ class Live:
         # The last column stays free: a terminal may go to the next row after it.
         lines = frame(stages, bars, now, columns - 1, self._look)[: max(height - 1, 1)]
         self._painted = [width for _, width in lines]
-        # From the start of the line, what is typed meanwhile, as ^C, does not wrap.
-        return "\n".join(text for text, _ in lines) + ("\r" if lines else "")
+        # A terminal that has just become narrower, and has not told us yet, must not wrap a line:
+        # we would not know where it began. From the start of the line, what is typed meanwhile,
+        # as ^C, does not wrap either.
+        painted = "\n".join(text for text, _ in lines)
+        return f"\x1b[?7l{painted}\x1b[?7h\r" if lines else ""
 
     def _start_painter(self) -> None:
         if self._stop is None:

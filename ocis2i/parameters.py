@@ -29,6 +29,7 @@ LONGEST_TITLE = 200
 LONGEST_TEXT = 2000
 LONGEST_VALUE = 64 << 10
 LARGEST_NUMBER = (1 << 53) - 1
+MOST_WORK = 4_000_000  # steps of patterns, of a value and of all that is declared: a second or so
 
 Kind = Literal["string", "integer", "boolean", "enum", "path", "url"]
 KINDS: tuple[Kind, ...] = ("string", "integer", "boolean", "enum", "path", "url")
@@ -90,6 +91,11 @@ class Parameter:
         if len(text) > LONGEST_VALUE:
             raise ValueError(f"it has over {LONGEST_VALUE} characters")
         value = _READERS[self.kind](self, text)
+        if self.pattern and self.pattern.work(value) > MOST_WORK:
+            raise ValueError(
+                f"it is too long to be matched with a pattern that means so much: at most "
+                f"{MOST_WORK * len(value) // self.pattern.work(value)} characters"
+            )
         if self.pattern and not self.pattern.matches(value):
             raise ValueError(f"it must match `{self.pattern.text}`{_such_as(self)}")
         return value
@@ -176,11 +182,11 @@ def _document(text: str | bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _WrongError(f"`{_short(twice)}` is there twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _WrongError(f"`{_short(name)}` is there twice in one object")
+        found[name] = value
     return found
 
 
@@ -213,12 +219,17 @@ def _declaration(document: Any) -> Declaration:
     entries = document.get("parameters")
     if not isinstance(entries, list) or len(entries) > MOST_PARAMETERS:
         raise _WrongError(f"`parameters` is no list of at most {MOST_PARAMETERS}")
-    parameters = tuple(_parameter(entry, at) for at, entry in enumerate(entries, start=1))
-    names = [one.name for one in parameters]
-    for name in names:
-        if names.count(name) > 1:
-            raise _WrongError(f"`{name}` is declared twice")
-    return Declaration(parameters)
+    found: dict[str, Parameter] = {}
+    work = 0
+    for at, entry in enumerate(entries, start=1):
+        one = _parameter(entry, at)
+        if one.name in found:
+            raise _WrongError(f"`{one.name}` is declared twice")
+        found[one.name] = one
+        work += one.pattern.work((one.default or "") + (one.example or "")) if one.pattern else 0
+        if work > MOST_WORK:
+            raise _WrongError("their patterns mean too much for defaults and examples so long")
+    return Declaration(tuple(found.values()))
 
 
 def _parameter(entry: Any, at: int) -> Parameter:

@@ -136,8 +136,8 @@ RULES = _rules(
         "S2I011",
         "error",
         "bash words under sh",
-        "It works only where /bin/sh is bash; elsewhere the command is not found.",
-        "Begin with #!/bin/bash, or use what POSIX has: cd in a subshell, [ ], `.`.",
+        "It works only where /bin/sh is bash; others know no such word, or read it otherwise.",
+        "Begin with #!/bin/bash, or use what POSIX has: cd in a subshell, [ a = b ], `.`, >f 2>&1.",
     ),
     Rule(
         "S2I012",

@@ -22,7 +22,11 @@ _BASH_WORDS = frozenset(("pushd", "popd", "dirs", "shopt", "[[", "declare", "typ
                          "mapfile", "readarray", "select", "let", "disown"))  # fmt: skip
 _PRINTING = frozenset(("echo", "printf", "ls", "pwd", "date", "env", "id", "find", "du", "pushd",
                        "popd"))  # fmt: skip
+# Of what dash does not know, what busybox has in its shell as distributions build it.
+_BUSYBOX_KNOWS = frozenset(("[[", "source", "let", "function", "==", "pipefail", "&>", "$'...'"))
 _LISTING = re.compile(r"\$\(\s*(?:ls|find)\b|`\s*(?:ls|find)\b")
+_COUNTED = re.compile(r"\|\s*wc\b")  # a number, whatever the names were
+_ONLY_LOOKING = frozenset(("[", "[[", "test", "case", "echo", "printf", "shift"))
 _ARGUMENTS = frozenset(("$@", "$*", "${@}", "${*}"))
 _SYSTEM = ("/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/root", "/boot", "/var/lib")
 _MAKING = frozenset(("cp", "mv", "install", "ln", "mkdir", "touch", "tee", "rsync"))
@@ -46,6 +50,7 @@ class Place:
     destination: str = "/tmp"  # noqa: S108 - a path inside the image
     is_root: bool = False
     sh_is_bash: bool = False
+    sh_is_busybox: bool = False
 
 
 def check_script(content: bytes, place: Place) -> list[Finding]:
@@ -144,10 +149,28 @@ def _bash_words(script: Script, text: str, place: Place) -> Iterator[Finding]:
     names = _program_words(text.partition("\n")[0])
     if place.sh_is_bash or (names and "bash" in names) or not ({"sh", "dash", "ash"} & set(names)):
         return
+    known = _BUSYBOX_KNOWS if place.sh_is_busybox else frozenset()
     own = {one.function for one in script.commands}
     for one in script.commands:
-        if one.name in _BASH_WORDS and one.name not in own:
+        if one.name in _BASH_WORDS and one.name not in own | known:
             yield _found("S2I011", place, one.line, f"`{one.name}`")
+    told: set[str] = set()
+    for line, word in _beyond_posix(script):
+        kind = word.partition("{")[0]
+        of_text = place.sh_is_busybox and re.fullmatch(r"\$\{\w+[:/]\.\.\.\}", word)
+        if kind not in told | known and not of_text:
+            told.add(kind)
+            yield _found("S2I011", place, line, f"`{word}`")
+
+
+def _beyond_posix(script: Script) -> Iterator[tuple[int, str]]:
+    """What is no command, and dash has not: its grammar, `[ a == b ]` and `set -o pipefail`."""
+    yield from script.beyond
+    for one in script.commands:
+        if one.name in ("[", "test") and "==" in one.arguments:
+            yield one.line, "=="
+        if one.name == "set" and _sets(one, "\0", "pipefail"):
+            yield one.line, "pipefail"
 
 
 def _starts_server(script: Script, _: str, place: Place) -> Iterator[Finding]:
@@ -167,7 +190,7 @@ def _starts_server(script: Script, _: str, place: Place) -> Iterator[Finding]:
 def _passes_arguments(script: Script) -> bool:
     """Whether the script's own arguments reach a command, also through `set -- ... "$@"`."""
     for _, one in _lines_of_commands(script):
-        if one.function:
+        if one.function or one.name in _ONLY_LOOKING:
             continue
         every = {part for word in one.words for part in word.expansions}
         every |= {part for word in one.assignments for part in word.expansions}
@@ -198,14 +221,20 @@ def _listings(script: Script, _: str, place: Place) -> Iterator[Finding]:
         word.raw.partition("=")[0]
         for one in script.commands
         for word in one.assignments
-        if any(_LISTING.match(part) for part in word.expansions)
+        if any(map(_lists, word.expansions))
     }
     for one in script.commands:
+        if one.name in ("echo", "printf"):
+            continue
         for word in one.words:
-            parts = [part for part in word.bare if _LISTING.match(part)]
+            parts = [part for part in word.bare if _lists(part)]
             used = [part for part in word.bare if part.strip("${}") in names]
             if (parts or used) and one.name not in ("[[", "case"):
                 yield _found("S2I015", place, word.line, f"`{(parts + used)[0][:60]}`")
+
+
+def _lists(part: str) -> bool:
+    return bool(_LISTING.match(part)) and not _COUNTED.search(part)
 
 
 def _execute_bit(script: Script, _: str, place: Place) -> Iterator[Finding]:
@@ -258,9 +287,12 @@ def _exclude(one: Command, other: Command) -> bool:
 def _shows_values(script: Script, text: str, place: Place) -> Iterator[Finding]:
     if re.match(r"#!\S*sh\s+-[a-z]*x", text):
         yield _found("S2I020", place, 1)
-    for one in script.named("set"):
-        if _sets(one, "x", "xtrace") and "if" not in one.inside and one.line:
+    before = ""
+    for one in script.commands:
+        on_a_condition = before in ("&&", "||") or {"if", "case"} & set(one.inside)
+        if one.name == "set" and _sets(one, "x", "xtrace") and not on_a_condition:
             yield _found("S2I020", place, one.line)
+        before = one.followed_by
 
 
 def _fixed_destination(script: Script, _: str, place: Place) -> Iterator[Finding]:

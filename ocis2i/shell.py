@@ -7,6 +7,7 @@ command in a variable stay words. What it cannot read is a `ShellError` with its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ _CLOSING = {
 _BETWEEN = frozenset(("then", "else", "elif", "do", "!", "time", "in"))
 _BLANK = " \t"
 _BREAKS = " \t\n;&|<>()"
+# What bash's `${...}` has beyond POSIX: substrings, replacements, cases, indirection, elements.
+_BEYOND_BRACES = re.compile(r"!\w|(?:\w+|[@*])(?::(?![-=?+])|[/^,@\[])")
 
 
 class ShellError(ValueError):
@@ -96,10 +99,15 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script that was read: `comments` are text by line, without the `#`."""
+    """A script that was read: `comments` are text by line, without the `#`.
+
+    `beyond` is the grammar in it that POSIX does not have, by line: what a shell such as dash
+    refuses or reads otherwise.
+    """
 
     commands: tuple[Command, ...]
     comments: tuple[tuple[int, str], ...]
+    beyond: tuple[tuple[int, str], ...] = ()
 
     def named(self, *names: str) -> Iterator[Command]:
         """The commands of these names."""
@@ -113,7 +121,7 @@ def parse(text: str) -> Script:
     if reader.frames:
         frame = reader.frames[-1]
         raise ShellError(frame.line, f"`{frame.word}` has no end")
-    return Script(tuple(reader.commands), tuple(reader.comments))
+    return Script(tuple(reader.commands), tuple(reader.comments), tuple(reader.beyond))
 
 
 @dataclass(slots=True)
@@ -147,6 +155,7 @@ class _Reader:
         self.at = 0
         self.line = line
         self.depth = depth
+        self.braces = 0
         self.commands: list[Command] = []
         self.comments: list[tuple[int, str]] = []
         self.frames: list[_Frame] = []
@@ -154,7 +163,9 @@ class _Reader:
         self.pending: list[_Pending] = []
         self.functions: list[tuple[str, int]] = []
         self.current: Command | None = None
+        self.beyond: list[tuple[int, str]] = []
         self.closed_from: int | None = None  # a compound command has just ended; its first command
+        self.marked = (-1, 0)  # the last one whose output goes elsewhere, and up to which command
 
     # --- characters ---------------------------------------------------------------------------
 
@@ -217,6 +228,8 @@ class _Reader:
         three = self.text[self.at : self.at + 3]
         operator = next((one for one in (";;&",) if one == three), "")
         operator = operator or (two if two in ("&&", "||", "|&", ";;", ";&") else self._peek())
+        if operator == "|&":
+            self.beyond.append((self.line, operator))
         self._take(len(operator))
         self._end_command(operator)
         if operator in (";;", ";&", ";;&") and self.frames:
@@ -268,6 +281,7 @@ class _Reader:
             return
         if self.current is None and self._peek(1) == "(" and self._is_arithmetic(self.at + 1):
             line = self.line
+            self.beyond.append((line, "((...))"))
             self._take(2)
             self._arithmetic(line)
             self.commands.append(Command(line, inside=self._inside()))
@@ -388,6 +402,7 @@ class _Reader:
         return True
 
     def _named_function(self) -> None:
+        self.beyond.append((self.line, "function"))
         while self._peek() and self._peek() in _BLANK:
             self._take()
         name = self._read_word().text
@@ -411,9 +426,10 @@ class _Reader:
                     continue
                 return
             elif self.text.startswith("((", self.at):
+                self.beyond.append((self.line, f"{kind} ((...))"))
                 self._take(2)
                 self._arithmetic(line)
-            elif char in "&|<>()":
+            elif char in "&|<>()" and not (char in "<>" and self._peek(1) == "("):
                 raise ShellError(self.line, f"`{char}` stands where `{kind}` begins")
             else:
                 if kind != "case" and self._at_word("do"):
@@ -461,6 +477,7 @@ class _Reader:
 
     def _array(self, word: Word) -> None:
         line = self.line
+        self.beyond.append((line, "an array"))
         self._take()
         while self._peek():
             char = self._peek()
@@ -519,6 +536,7 @@ class _Reader:
             taken = self._take(2)
             return "" if taken == "\\\n" else taken[1:]
         if char == "$" and self._peek(1) == "'":
+            self.beyond.append((self.line, "$'...'"))
             self._take()
             return self._ansi()
         if char == "$" and self._peek(1) == '"':
@@ -577,11 +595,7 @@ class _Reader:
             self._backticks(line)
         elif following == "(":
             self._take()
-            if char == "$" and self._peek() == "(" and self._is_arithmetic(self.at):
-                self._take()
-                self._arithmetic(line)
-            else:
-                self._substitution(line)
+            self._parenthesis(char, line)
         elif char == "$" and following == "{":
             self._take()
             self._braces(line)
@@ -594,6 +608,16 @@ class _Reader:
             else:
                 self._take()
         return self.text[start : self.at]
+
+    def _parenthesis(self, char: str, line: int) -> None:
+        """What follows `$(`, `<(` and `>(`."""
+        if char != "$":
+            self.beyond.append((line, f"{char}(...)"))
+        if char == "$" and self._peek() == "(" and self._is_arithmetic(self.at):
+            self._take()
+            self._arithmetic(line)
+        else:
+            self._substitution(line)
 
     def _is_arithmetic(self, start: int) -> bool:
         """Whether `((` closes with `))`; else it is a subshell in a substitution."""
@@ -633,6 +657,7 @@ class _Reader:
         at = len(self.commands) if self.current is None else self._index(self.current)
         self.commands[at:at] = inner.commands
         self.comments += inner.comments
+        self.beyond += inner.beyond
         self.at, self.line = inner.at, inner.line
 
     def _backticks(self, line: int) -> None:
@@ -651,9 +676,15 @@ class _Reader:
         self._take()
 
     def _braces(self, line: int) -> None:
+        self.braces += 1
+        if self.braces > _DEEPEST:
+            raise ShellError(line, f"expansions are nested deeper than {_DEEPEST}")
+        if found := _BEYOND_BRACES.match(self.text, self.at):
+            self.beyond.append((line, f"${{{found[0]}...}}"))
         while char := self._peek():
             if char == "}":
                 self._take()
+                self.braces -= 1
                 return
             if char == "'":
                 self._single()
@@ -672,6 +703,8 @@ class _Reader:
     def _redirect(self, fd: int) -> None:
         operators = ("&>>", "<<<", "<<-", "&>", "<<", ">>", ">&", "<&", "<>", ">|", "<", ">")
         operator = next(one for one in operators if self.text.startswith(one, self.at))
+        if operator in ("<<<", "&>", "&>>"):
+            self.beyond.append((self.line, operator))
         self._take(len(operator))
         while self._peek() and self._peek() in _BLANK:
             self._take()
@@ -693,8 +726,13 @@ class _Reader:
     def _redirect_group(self, redirect: Redirect) -> None:
         """`done >file`, `} >&2`: for all commands in it."""
         if redirect.fd == 1 and redirect.operator.startswith((">", "&>")):
-            for one in self.commands[self.closed_from :]:
+            first, end = self.closed_from or 0, len(self.commands)
+            # Another redirection of the same one looks at what is new alone: their number may be
+            # as large as the script.
+            start = self.marked[1] if self.marked[0] == first else first
+            for one in self.commands[start:]:
                 one.elsewhere = True
+            self.marked = (first, end)
         if redirect.operator in ("<<", "<<-"):
             holder = self.commands[-1] if self.commands else Command(self.line)
             self.pending.append(_Pending(redirect.target, redirect.operator == "<<-", holder))

@@ -131,7 +131,9 @@ def _subjects(top: Path) -> Iterator[Subject]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise SourceError(f"`{error.filename}` cannot be read: {error.strerror}") from error
+    raise SourceError(
+        f"`{error.filename}` cannot be read: {error.strerror}", hint="let this user read it"
+    ) from error
 
 
 def _subject(top: Path, scripts: Path) -> Subject:
@@ -175,11 +177,16 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SourceError(f"`{path}` cannot be read: {error.strerror}") from error
+        raise SourceError(
+            f"`{path}` cannot be read: {error.strerror}", hint="let this user read it"
+        ) from error
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         data = file.read(SCRIPT_LIMIT + 1)
     if len(data) > SCRIPT_LIMIT:
-        raise SourceError(f"`{path}` has over {SCRIPT_LIMIT} bytes, which no script has")
+        raise SourceError(
+            f"`{path}` has over {SCRIPT_LIMIT} bytes, which no script has",
+            hint="name the directory of the scripts",
+        )
     return data

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -239,6 +242,63 @@ def test_words_that_are_no_parameters(bench: Bench, builder: str) -> None:
     broken = bench.directory / "p.json"
     broken.write_text('{"GOALS": [1]}')
     assert "is no text, whole number" in error(bench.attempt(builder, "--parameters-file", broken))
+
+
+SECRET = "tOk3n+of/the build"
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 3"])
+def test_a_secret_is_in_nothing_that_is_kept_or_shown(bench: Bench, end: str) -> None:
+    labels = {"io.openshift.s2i.scripts-url": "image:///usr/libexec/s2i", LABEL: declaration()}
+    # It is told whole, and by a program that cuts its lines.
+    lines = ('echo "it is $TOKEN."', 'printf "%s\\n" "$TOKEN" >&2', '[ -n "$TOKEN" ]', end)
+    builder = bench.image("telling", sh(*lines), {"Labels": labels})
+    events, record = bench.directory / "events", bench.directory / "record"
+    words = ("--events", events, "--record", record, "--json", "--allow-leaks")
+    given = ("-P", f"TOKEN={SECRET}", "-P", "PROFILE=dev")
+    done = bench.attempt(builder, *given, *words, "--loglevel", "5")
+    assert done.code == (0 if end == "exit 0" else 7), done.err
+    assert "it is ***." in done.err
+    kinds = (("status", "--json"), ("status",), ("logs",), ("report", "-o", "-"))
+    told = [done.out, done.err, *(bench.ocis2i.ok(*verb, record).out for verb in kinds)]
+    if end == "exit 0":
+        told += [json.dumps(bench.result().config), bench.ocis2i.ok("inspect", bench.tag).out]
+    kept = b"".join(contents(bench.ocis2i.store, bench.directory))
+    assert b"it is ***." in kept
+    for form in (SECRET, "tOk3n", base64.b64encode(SECRET.encode()).decode(), quote(SECRET)):
+        assert not [text for text in told if form in text], form
+        assert form.encode() not in kept, form
+
+
+def contents(*places: Path) -> Iterator[bytes]:
+    """All that can be read below these directories."""
+    for place in places:
+        for path in place.rglob("*"):
+            try:
+                yield path.read_bytes() if path.is_file() else b""
+            except OSError:
+                continue  # of a subordinate id
+
+
+def test_a_wrong_value_of_a_secret_is_not_repeated(bench: Bench) -> None:
+    parameters = [
+        {"name": "PIN", "secret": True, "type": "integer"},
+        {"name": "KEY", "secret": True, "pattern": "[0-9]+"},
+        {"name": "PLACE", "secret": True, "type": "url"},
+        {"name": "ONE_OF", "secret": True, "type": "enum", "values": ["one", "two"]},
+    ]
+    labels = {
+        "io.openshift.s2i.scripts-url": "image:///usr/libexec/s2i",
+        LABEL: declaration(*parameters),
+    }
+    builder = bench.image("secretive", TELL, {"Labels": labels})
+    given = [word for one in parameters for word in ("-P", f"{one['name']}=wr0ng-{one['name']}")]
+    done = bench.attempt(builder, *given, "--json")
+    assert done.code == 2
+    for one in parameters:
+        assert f"`{one['name']}`" in error(done)
+    assert "wr0ng" not in done.out + done.err
+    assert b"wr0ng" not in b"".join(contents(bench.ocis2i.store))
 
 
 def test_a_killed_build_leaves_no_secret_behind(bench: Bench, tmp_path: Path) -> None:

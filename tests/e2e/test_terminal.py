@@ -93,6 +93,33 @@ def test_a_build_is_watched_and_summed_up(bench: Bench, make: Maker, columns: in
     assert summary[4] == f"docker.io/library/{bench.tag.rpartition(':')[0]}@{digest}"
 
 
+def test_a_terminal_of_20_columns_has_one_live_line_that_fits(bench: Bench, make: Maker) -> None:
+    builder = make(sh("echo begin", "while [ ! -e /gate/open ]; do sleep 0.05; done", "echo end"))
+    with building(bench, builder, columns=20) as seen:
+        seen.until("begin")
+        screen = seen.until("assembling", at_the_end=True)
+        assert SPINNING.match(screen[-1]), screen
+        # It becomes too narrow for anything but the beginning of a name, and wide.
+        for width in (6, 80, 20):
+            seen.resize(width)
+            end = time.monotonic() + 60
+            while not (seen.columns() == width and _one_live_line(seen.screen(), width)):
+                assert time.monotonic() < end, seen.screen()
+                time.sleep(0.05)
+        go_on(bench)
+        seen.until("ended 0")
+        lines = seen.everything()
+    assert not any(SPINNING.match(line) for line in lines), lines
+    # What the script has written is there, whatever the terminal did to the line below it.
+    assert lines.index("begin") + 1 == lines.index("end")
+    assert any(line.startswith("built ") for line in lines)
+
+
+def _one_live_line(screen: list[str], width: int) -> bool:
+    words = "".join(screen[-1].split()[:2])
+    return 0 < len(screen[-1]) <= width and words.lstrip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏").startswith("as")
+
+
 def test_an_interrupt_leaves_the_terminal_as_it_was(bench: Bench, make: Maker) -> None:
     with building(bench, make(WAITING), columns=80) as seen:
         seen.until("wide 0")

@@ -91,6 +91,30 @@ def test_what_a_change_is_of_is_said() -> None:
     }
 
 
+def test_capabilities_that_are_new_or_gone_are_a_change() -> None:
+    raw = {"security.capability": "\x01"}
+    base = Layer().file("new", "1").file("gone", "1", xattrs=raw).file("kept", "1", xattrs=raw)
+    top = Layer().file("new", "1", xattrs=raw).file("gone", "1").file("kept", "2", xattrs=raw)
+    found = said([base, top], below=1)
+    assert found == {
+        "new": "changed capabilities",
+        "gone": "changed capabilities",
+        "kept": "changed content",
+    }
+    before, after = merge([facts(base)]).entries, merge([facts(top)]).entries
+    trees = {one.path: one.what for one in compare_trees(before, after)}
+    assert trees[b"new"] == trees[b"gone"] == ("capabilities",)
+
+
+def test_names_of_one_file_are_counted_once_however_they_are_linked() -> None:
+    top = Layer().file("a", "x" * 100, mode=0o4755).hardlink("b", "a").hardlink("c", "b")
+    top.hardlink("d", "nowhere").hardlink("e", "../../e").hardlink("f", "f")
+    changes = compare(merge([facts(top)]), {})
+    assert total(changes).bytes_new == 100
+    setuid = next(note for note in notes(changes, large_bytes=1000) if note.kind == "setuid")
+    assert setuid.paths == [b"a", b"b", b"c"]
+
+
 def test_a_removed_directory_takes_all_that_was_in_it() -> None:
     base = Layer().dir("lib").dir("lib/a").file("lib/a/1", "x").file("lib/a/2", "yy").file("lib/b")
     top = Layer().dir("lib").whiteout("lib/a")

@@ -202,6 +202,25 @@ def test_what_was_painted_is_erased_before_a_line() -> None:
     assert terminal.getvalue().endswith("\r\x1b[1A\x1b[J✓ getting the builder  5.0 s\n")
 
 
+@pytest.mark.parametrize(("columns", "up"), [(80, 1), (40, 1), (20, 2), (6, 5)])
+def test_a_terminal_that_became_narrow_loses_no_line_above(columns: int, up: int) -> None:
+    terminal = Terminal()
+    clock, width = [0.0], [30]
+    display = Live(
+        terminal, log_level=0, colour=False, clock=lambda: clock[0], size=lambda: (width[0], 24)
+    )
+    display(StageStarted("pull", "a builder with a long name"))
+    display(Transfer(DIGEST, "pulling", 10, 100))
+    clock[0] = 5.0
+    display(ScriptOutput("stdout", "first"))
+    width[0] = columns
+    display(ScriptOutput("stdout", "second"))
+    # The cursor stands at the beginning of the last painted line, which is not counted: of the
+    # one above it are as many rows as it takes now.
+    assert f"\r\x1b[{up}A\x1b[Jsecond\n" in terminal.getvalue()
+    display.close()
+
+
 def test_without_colour_no_colour_is_written() -> None:
     terminal = Terminal()
     display = live(terminal)

@@ -18,6 +18,7 @@ from ocis2i.parameters import (
     _OF_KIND,
     CONTROLS,
     KINDS,
+    LONGEST_VALUE,
     MOST_PARAMETERS,
     SIZE_LIMIT,
     WHENS,
@@ -158,6 +159,12 @@ def test_the_schema_is_one_and_has_the_same_limits() -> None:
         (b'{"version":1,"parameters":[1]}', "is not an object"),
         (b'{"version":1,"parameters":[{"name":"A","default":NaN}]}', "no whole number"),
         (b'{"version":1,"parameters":[],"x":1}', "a field `x`"),
+        (b'{"a":' * 9000 + b"1" + b"}" * 9000, "nested too deep"),
+        (b'{"version":1,"x-a":' + b"[" * 500 + b"]" * 500 + b"}", "no list"),
+        (
+            json.dumps({str(one): 1 for one in range(6000)})[:-1].encode() + b',"5999":1}',
+            "`5999` is there",
+        ),
         (b'{"version":1,"parameters":[{"name":"A","default":"\\ud800"}]}', "not UTF-8"),
         (b'{"version":1,"parameters":[{"name":"A","minimum":' + b"9" * 5000 + b"}]}", "not JSON"),
     ],
@@ -330,3 +337,53 @@ def test_a_text_is_in_the_best_language() -> None:
     assert in_language({"en": "port"}, "zh") == "port"
     assert in_language({"de": "Port"}, "zh") == "Port"
     assert in_language({}, "en") == ""
+
+
+# Places for all of 250 characters, and as many again and again.
+MEANS_MUCH = "(?:[ab]*a?[ab]{220})*[ab]*"
+
+
+def test_a_declaration_cannot_make_its_readers_busy() -> None:
+    entries = [
+        {"name": f"P{one}", "pattern": MEANS_MUCH, "example": "ab" * 990} for one in range(30)
+    ]
+    text = json.dumps({"version": 1, "parameters": entries})
+    assert len(text) < SIZE_LIMIT
+    with pytest.raises(ImageError) as caught:
+        parse_declaration(text, "the test")
+    assert "their patterns mean too much" in caught.value.message
+
+
+def test_a_value_too_long_for_its_pattern_is_refused_and_not_matched() -> None:
+    document = {"version": 1, "parameters": [{"name": "A", "pattern": MEANS_MUCH}]}
+    (one,) = parse_declaration(json.dumps(document), "the test").parameters
+    with pytest.raises(ValueError, match=r"too long to be matched .*: at most \d+ characters$"):
+        one.read("a" * LONGEST_VALUE)
+    simple = {"version": 1, "parameters": [{"name": "A", "pattern": "[a-z0-9.-]+"}]}
+    (one,) = parse_declaration(json.dumps(simple), "the test").parameters
+    assert one.read("a" * LONGEST_VALUE) == "a" * LONGEST_VALUE
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        "\x1b]8;;http://evil\x07",
+        "\x1b[2J",
+        "\r",
+        "\x08",
+        "\x9b31m",
+        "\u202e",
+        "\u2066",
+        "\ufeff",
+        "\x7f",
+    ],
+)
+@pytest.mark.parametrize("place", ["title", "default", "example", "values", "pattern", "trueValue"])
+def test_no_text_of_a_builder_steers_a_terminal(place: str, steering: str) -> None:
+    kind = {"values": "enum", "trueValue": "boolean"}.get(place, "string")
+    text = f"a{steering}b"
+    entry = {"name": "A", "type": kind, place: [text] if place == "values" else text}
+    with pytest.raises(ImageError) as caught:
+        parse_declaration(json.dumps({"version": 1, "parameters": [entry]}), "the test")
+    # And the message of it does not either.
+    assert steering not in caught.value.message

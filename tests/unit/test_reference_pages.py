@@ -404,7 +404,70 @@ def test_each_narrative_page_has_its_other_language_and_a_link_to_it() -> None:
             len(re.findall(r"^## ", (PROJECT / one).read_text(), re.MULTILINE))
             for one in (english, chinese)
         ]
-        assert heads[0] == heads[1] or english == "README.md", english
+        assert heads[0] == heads[1], english
+
+
+def shape(page: str) -> list[str]:
+    """What a page is made of, without its words: headings, rows of tables, and code."""
+    found, in_code = [], False
+    for line in (PROJECT / page).read_text().splitlines():
+        in_code ^= line.startswith("```")
+        if line.startswith("```"):
+            found.append(line)
+        elif in_code:
+            # Of a line of commands what is typed; what is said of it is in another language.
+            found.append(re.split(r"  +|(?<=\S)\s+#", line.strip())[0])
+        elif line.startswith("#"):
+            found.append(line.split()[0])
+        elif line.startswith("|"):
+            found.append(f"{line.count('|')} columns")
+    return found
+
+
+@pytest.mark.parametrize("english", ["README.md", "docs/coming-from.md"])
+def test_both_languages_have_the_same_headings_rows_and_commands(english: str) -> None:
+    assert shape(english) == shape(english.replace(".md", ".zh.md"))
+
+
+def test_the_page_on_why_has_the_same_headings_rows_and_points_in_both_languages() -> None:
+    # Its pictures are drawn with words.
+    both = []
+    for page in ("docs/why.md", "docs/why.zh.md"):
+        text = (PROJECT / page).read_text()
+        rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+        heads = re.findall(r"^#+", text, re.MULTILINE)
+        points = len(re.findall(r"^\* ", text, re.MULTILINE))
+        both.append((heads, rows, points, re.findall(r"^ocis2i .*", text, re.MULTILINE)))
+    assert both[0] == both[1]
+
+
+def test_the_front_pages_lead_to_the_same_documents() -> None:
+    english, chinese = (
+        {
+            target.replace(".zh.md", ".md")
+            for target in re.findall(r"\]\((?!https?:)([^)#]+)", (PROJECT / page).read_text())
+        }
+        for page in ("README.md", "README.zh.md")
+    )
+    assert english == chinese
+
+
+def chinese_texts() -> Iterator[str]:
+    for page in ("README.zh.md", "docs/why.zh.md", "docs/glossary.md"):
+        yield from (PROJECT / page).read_text().splitlines()
+    for kind in ("verbs", "flags", "variables", "labels", "codes", "reasons", "scripts", "words"):
+        yield from (text for _, text in texts(getattr(DATA, kind)))
+    yield from (row[3] for rows in DATA.tables.values() for row in rows)
+
+
+def test_chinese_has_its_own_punctuation_and_one_word_for_a_thing() -> None:
+    for text in chinese_texts():
+        if not CHINESE.search(text):
+            continue
+        bare = re.sub(r"`[^`]*`|\]\([^)]*\)", "X", text)
+        assert not re.search(r"[\u4e00-\u9fff][,;:!?()]|[,;:!?(][\u4e00-\u9fff]", bare), text
+        # A registry is 镜像仓库, a repository of sources git 仓库; docs/glossary.md has the words.
+        assert not re.search("(?<!镜像)(?<!git )仓库|您|映像|注册表|存储库|秘密", bare), text
 
 
 def test_links_of_the_chinese_front_page_lead_somewhere() -> None:

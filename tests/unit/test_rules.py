@@ -53,6 +53,17 @@ BAD = [
     # learning-s2i: save-artifacts has `pushd` under /bin/sh.
     ("S2I011", "save-artifacts", "#!/bin/sh -e\npushd /go >/dev/null\ntar cf - pkg\n", 2),
     ("S2I011", "assemble", "#!/bin/sh\nset -e\nif [[ -f x ]]; then make; fi\n", 3),
+    # s2i-java-container: /bin/sh is dash where the image is Debian's or Ubuntu's.
+    ("S2I011", "assemble", "#!/bin/sh -e\nfunction get_dir() {\n  ls\n}\n", 2),
+    ("S2I011", "assemble", '#!/bin/sh -e\nif [ "${DIR:0:1}" = "/" ]; then exit 1; fi\n', 2),
+    ("S2I011", "assemble", "#!/bin/sh -e\nif make -q &>/dev/null; then make; fi\n", 2),
+    ("S2I011", "assemble", '#!/bin/sh -e\nif [ "$(ls | wc -l)" == 1 ]; then make; fi\n', 2),
+    ("S2I011", "run", '#!/bin/sh\nset -eo pipefail\nexec ./app "$@"\n', 2),
+    ("S2I011", "assemble", "#!/bin/sh -e\nargs=(a b)\nmake\n", 2),
+    ("S2I011", "assemble", "#!/bin/sh -e\nmake\nmake <<<y\n", 3),
+    ("S2I011", "assemble", "#!/bin/sh -e\ndiff <(ls a) b\n", 2),
+    ("S2I011", "assemble", "#!/bin/sh -e\nfor ((i = 0; i < 3; i++)); do make; done\n", 2),
+    ("S2I011", "assemble", '#!/bin/sh -e\necho "${NAME^^} ${!NAME}"\n', 2),
     # learning-s2i: run has no `exec` and no "$@".
     ("S2I012", "run", "#!/bin/sh -e\n${APP_ROOT}/bin/app \"$@\"\n", 2),
     # s2i-java-container's tomcat: catalina.sh run without exec.
@@ -61,6 +72,9 @@ BAD = [
     ("S2I013", "run", '#!/bin/sh -e\nset -- httpd -f\nexec "$@"\n', 3),
     # s2i-binary-container: `exec .../binary $ARGS`; arguments given to run are dropped.
     ("S2I013", "run", "#!/bin/bash -e\nexec /opt/app-root/src/bin/binary $ARGS\n", 2),
+    # s2i-nodejs-container: $1 is looked at, and reaches no program.
+    ("S2I013", "run", '#!/bin/bash -e\n[ "$1" == --debug ] && exec /bin/bash\nexec npm start\n', 3),
+    ("S2I013", "run", '#!/bin/sh -e\necho "starting with $*"\nexec ./app\n', 3),
     ("S2I014", "run", "#!/bin/sh -e\nexec ./app $@\n", 2),
     # s2i-binary-container: the listing is used unquoted.
     ("S2I015", "assemble", "#!/bin/bash -e\nname=$(ls /tmp/src)\nmv /tmp/src/$name bin/app\n", 3),
@@ -78,6 +92,7 @@ BAD = [
     ("S2I019", "save-artifacts", "#!/bin/sh -e\nfor d in src pkg; do tar cf - $d; done\n", 2),
     ("S2I020", "assemble", "#!/bin/sh\nset -ex\nmake\n", 2),
     ("S2I020", "assemble", "#!/bin/bash -ex\nmake\n", 1),
+    ("S2I020", "assemble", "#!/bin/sh -e\nmake && make install\nset -x\nmake\n", 3),
     ("S2I022", "assemble", "#!/bin/sh -e\necho x >/etc/motd\n", 2),
     ("S2I022", "assemble", "#!/bin/sh -e\ncp app /usr/local/bin/app\n", 2),
     ("S2I022", "assemble", "#!/bin/sh -e\napt-get update\napt-get install -y gcc\n", 3),
@@ -96,6 +111,18 @@ GOOD = [
     ("assemble", f'#!/bin/sh -e\nif [ "$1" = -h ]; then exec {SCRIPTS}/usage; fi\n'),
     ("assemble", '#!/bin/sh -e\nif [ -n "$DEBUG" ]; then set -x; fi\nmake\n'),
     ("assemble", "#!/bin/sh -e\ncat <<'E' >run.sh\nsudo ls $@\npushd /\nE\ncp /etc/motd .\n"),
+    ("assemble", '#!/bin/sh -e\n[ -z "$DEBUG" ] || set -x\nmake\n'),
+    ("assemble", '#!/bin/bash -e\n[[ $BUILD_LOGLEVEL -gt 4 ]] && set -x\nmake\n'),
+    ("assemble", '#!/bin/sh -e\ncase $DEBUG in 1) set -x ;; esac\nmake\n'),
+    # s2i-java-container: what is counted is a number.
+    ("assemble", "#!/bin/sh -e\nn=`ls *.jar | grep -v x | wc -l`\n[ $n = 1 ] || exit 1\n"),
+    ("assemble", "#!/bin/sh -e\n[ $(find . -name '*.jar' | wc -l) = 1 ] || exit 1\n"),
+    ("assemble", "#!/bin/sh -e\necho $(ls)\nmake\n"),
+    ("assemble", '#!/bin/sh -e\nx=${A:-b} y=${A%/} z=${#A} w=${A##*/} v="${A:?no A}"\nmake\n'),
+    ("assemble", "#!/bin/sh -e\nx=$((1 + 2))\n[ a = b ] || echo '[[ &> <<< ' >&2\nmake\n"),
+    # What the builders' guide of source-to-image writes.
+    ("save-artifacts", '#!/bin/bash -e\npushd "$HOME" >/dev/null\nif [ -d deps ]; then\n'
+                       "  tar cf - deps\nfi\npopd >/dev/null\n"),
     ("run", RUN),
     ("run", '#!/bin/bash -e\nargs=("$@" --port 80)\nexec ./app "${args[@]}"\n'),
     ("run", '#!/bin/sh -e\nset -- ./app --port 80 "$@"\nexec "$@"\n'),
@@ -133,6 +160,12 @@ def test_some_faults_depend_on_the_image() -> None:
     assert codes(of_script(system, "assemble", is_root=True)) == set()
     words = "#!/bin/sh -e\npushd x >/dev/null\n"
     assert codes(of_script(words, "assemble", sh_is_bash=True)) == set()
+    # Alpine's /bin/sh knows much of bash, and not all.
+    known = '#!/bin/sh -e\nset -o pipefail\n[[ "${A:0:1}" == a ]] && ls &>/dev/null\nsource ./x\n'
+    assert codes(of_script(known, "assemble", sh_is_busybox=True)) == set()
+    assert codes(of_script(words, "assemble", sh_is_busybox=True)) == {"S2I011"}
+    array = "#!/bin/sh -e\nx=(a b)\nmake\n"
+    assert codes(of_script(array, "assemble", sh_is_busybox=True)) == {"S2I011"}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocis2i.shell import Command, ShellError, parse
+from ocis2i.shell import MOST_COMMANDS, Command, ShellError, parse
 
 PROJECT = Path(__file__).parents[2]
 
@@ -132,6 +133,8 @@ def test_lines_and_comments_are_counted() -> None:
         ("echo (a)", 1, "none can be"),
         ("$(" * 60, 1, "deeper"),
         ("(" * 500, 1, "too deep"),
+        ('"${a:-' * 5000, 1, "deeper"),
+        ("`\\`" * 5000, 1, "has no end"),
     ],
 )
 def test_what_is_no_script_is_told_with_its_line(text: str, line: int, why: str) -> None:
@@ -174,3 +177,109 @@ def test_real_scripts_that_a_shell_reads_are_read() -> None:
             if good.returncode == 0:
                 unread[str(path)] = f"{getattr(error, 'line', 0)}: {error}"
     assert unread == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("function f { ls; }\nf", [(1, "function")]),
+        ("ls\nx=(a b)\ndeclare -a y=(c)", [(2, "an array"), (3, "an array")]),
+        ("ls &>f\nls &>>f\nls <<<x", [(1, "&>"), (2, "&>>"), (3, "<<<")]),
+        ("ls |& cat", [(1, "|&")]),
+        ("diff <(ls) >(cat)", [(1, "<(...)"), (1, ">(...)")]),
+        ("((a++))\nfor ((;;)); do ls; done", [(1, "((...))"), (2, "for ((...))")]),
+        ("echo $'a' \"${x:1}\" ${x//a/b}", [(1, "$'...'"), (1, "${x:...}"), (1, "${x/...}")]),
+        ("echo ${!x} ${x^} ${x[1]} ${@:2}", [(1, "${!x...}"), (1, "${x^...}"), (1, "${x[...}"),
+                                             (1, "${@:...}")]),
+        ('echo "$(\n  ls <(ls)\n)"', [(2, "<(...)")]),
+        ("echo ${x:-a} ${x:=b} ${x:?c} ${x:+d} ${x-e} ${#x} ${x#*/} ${x%%/*} ${?} ${10} ${@}", []),
+        ("echo $((1 << 2)) '<(' \"&> x=(a)\" # <<<", []),
+        ("cat <<E\n((a)) <(b) $'c' ${x:1}\nE\n", []),
+    ],
+)  # fmt: skip
+def test_what_posix_has_not_is_told_with_its_line(text: str, found: list[tuple[int, str]]) -> None:
+    assert list(parse(text).beyond) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        # Delimiters of here-documents with quotes, blanks, and an expansion that is none.
+        ("cat <<'E F'\n$(\nE F\nls", [["cat"], ["ls"]]),
+        ("cat <<\\E\n`\nE\nls", [["cat"], ["ls"]]),
+        ('cat <<"a$b"\n"\na$b\nls', [["cat"], ["ls"]]),
+        ("if cat <<E; then\nfi\nE\nls\nfi", [["cat"], ["ls"]]),
+        ("x=$(cat <<E\n)\nE\n)\nls", [["cat"], [], ["ls"]]),
+        ("cat <<A <<-B | ls\nA\n\tB\nls", [["cat"], ["ls"], ["ls"]]),
+        # Parentheses that close nothing.
+        ("case $(ls) in (a|b) ls;; *')'*) :;; esac", [["case", "", "in"], ["ls"], ["ls"], [":"]]),
+        ("echo $(case x in y) ls;; (z) :;; esac)", [["case", "x", "in"], ["ls"], [":"],
+                                                  ["echo", ""]]),
+        ("echo $((1 + (2 * (3))) ) )$(ls)", None),
+        ("echo $( (ls) ) $((ls) | cat)", [["ls"], ["ls"], ["cat"], ["echo", "", ""]]),
+        ("echo \"${x:-$(echo \"${y:-')'}\")}\"", [["echo", "${y:-')'}"],
+                                                 ["echo", "${x:-$(echo \"${y:-')'}\")}"]]),
+        ('echo "a`ls "b c"`d"', [["ls", "b c"], ["echo", "ad"]]),
+        ("f () { ls; }; g() if :; then ls; fi", [["ls"], [":"], ["ls"]]),
+        ("time ls; ! ls", [["ls"], ["ls"]]),
+        ("for x in <(ls) >(a); do b; done", [["for", "x", "in", "", ""], ["ls"], ["a"], ["b"]]),
+        ("case <(ls) in a) b;; esac", [["case", "", "in"], ["ls"], ["b"]]),
+        ("echo {a,b} }x if fi\\\n done", [["echo", "{a,b}", "}x", "if", "fi", "done"]]),
+        ("ls \\\r\n", [["ls", "\r"]]),
+        ("ls 2>&1 >/dev/null <&- 3<>f >|g", [["ls"]]),
+    ],
+)  # fmt: skip
+def test_odd_scripts_are_read_as_bash_reads_them(text: str, found: list[list[str]] | None) -> None:
+    good = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
+    assert (good.returncode == 0) == (found is not None), good.stderr
+    if found is None:
+        with pytest.raises(ShellError):
+            parse(text)
+    else:
+        assert texts(text) == found
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a b;", "a|", "`a` ", "$(a) ", "x=$(a)\n", "a<<E\nE\n", "{ a; }>f|b\n", "f() { a; }\n",
+     "((a)) ", "$((a) ) ", "${a:-b} ", "case a in a)b;;esac\n", "{ a;}" + ">f" * 9,
+     "[[ a ]];", "\\\n"],
+)  # fmt: skip
+def test_the_work_grows_with_the_text_alone(piece: str) -> None:
+    few, many = (_lines_run(piece * count) for count in (50, 400))
+    assert many < 10 * few
+
+
+@pytest.mark.parametrize("piece", ["a;", ">f"])
+def test_a_group_of_many_commands_is_marked_once(piece: str) -> None:
+    def text(count: int) -> str:
+        inside, behind = (count, 4) if piece == "a;" else (4, count)
+        return "{ " + "a;" * (8 * inside) + "}" + ">f" * (8 * behind)
+
+    together = _lines_run("{ " + "a;" * 400 + "}" + ">f" * 400)
+    assert together < 2 * (_lines_run(text(50)) + _lines_run("{ a;}" + ">f" * 400))
+
+
+def _lines_run(text: str) -> int:
+    """How many lines of the reader's code a text takes: the same on every machine."""
+    count = 0
+
+    def trace(frame: object, event: str, _: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        parse(text)
+    except ShellError:
+        pass
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_more_commands_than_a_script_has_are_refused() -> None:
+    with pytest.raises(ShellError, match="more than"):
+        parse("a\n" * (MOST_COMMANDS + 1))
