@@ -285,7 +285,7 @@ class Scanner:
         if kind == stat.S_IFLNK:
             return self._symlink(directory, name, path, facts)
         if kind == stat.S_IFIFO:
-            return self._named(directory, name, path, facts, tar.FIFO)
+            return self._pipe(directory, name, path, facts)
         # Overlayfs' whiteouts, which anybody may make in a plain tree too (mknod of 0:0), sockets
         # and devices: none can be in a layer, and what was there before is gone.
         return self._gone(directory, name, path)
@@ -302,6 +302,13 @@ class Scanner:
         if directory.below is not None and directory.below.same_link(name, facts, target):
             return None
         return self._named(directory, name, path, facts, tar.SYMLINK, target=target)
+
+    def _pipe(
+        self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result
+    ) -> Change:
+        fd, xattrs = self._open(directory, name, facts)  # does not wait for a writer
+        os.close(fd)
+        return self._named(directory, name, path, facts, tar.FIFO, xattrs=xattrs)
 
     def _regular(
         self, directory: _Directory, name: bytes, path: bytes, facts: os.stat_result

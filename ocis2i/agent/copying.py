@@ -246,18 +246,13 @@ class _Copier:
         kind = stat.S_IFMT(facts.st_mode)
         if kind == stat.S_IFREG:
             self._file(source, name, into, facts)
-            return
-        if kind == stat.S_IFLNK:
+        elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=into)
+            give_entry(into, name, facts.st_uid, facts.st_gid)
+            ns = (facts.st_mtime_ns, facts.st_mtime_ns)
+            os.utime(name, ns=ns, dir_fd=into, follow_symlinks=False)
         elif kind == stat.S_IFIFO:
-            os.mkfifo(name, 0o600, dir_fd=into)
-        else:
-            return
-        give_entry(into, name, facts.st_uid, facts.st_gid)
-        if kind == stat.S_IFIFO:
-            os.chmod(name, stat.S_IMODE(facts.st_mode), dir_fd=into)
-        ns = (facts.st_mtime_ns, facts.st_mtime_ns)
-        os.utime(name, ns=ns, dir_fd=into, follow_symlinks=False)
+            _copy_pipe(source, name, into, facts)
 
     def _file(self, source: int, name: bytes, into: int, facts: os.stat_result) -> None:
         content = os.open(name, _READ, dir_fd=source)
@@ -282,6 +277,19 @@ class _Copier:
             del self._ways[0]
             os.ftruncate(out, 0)
         return self._ways[0](content, out)
+
+
+def _copy_pipe(source: int, name: bytes, into: int, facts: os.stat_result) -> None:
+    os.mkfifo(name, 0o600, dir_fd=into)
+    old = os.open(name, _READ, dir_fd=source)  # does not wait for a writer
+    try:
+        new = os.open(name, _READ, dir_fd=into)
+        try:
+            _give_attributes(old, new, facts)
+        finally:
+            os.close(new)
+    finally:
+        os.close(old)
 
 
 def _clone(content: int, out: int) -> None:

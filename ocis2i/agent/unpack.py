@@ -431,6 +431,8 @@ class _Unpacker:
         if self._squashed:
             self._note_owner(os.stat(name, dir_fd=fd, follow_symlinks=False), header)
         if header.kind != tar.SYMLINK:
+            for attribute, value in header.xattrs:
+                _set_image_xattr(os.fsencode(_fd_path(fd)) + b"/" + name, attribute, value)
             os.chmod(name, header.mode, dir_fd=fd)
         os.utime(name, ns=times(header), dir_fd=fd, follow_symlinks=False)
 
@@ -493,13 +495,13 @@ def _inherits(root: int) -> bool:
         return False
 
 
-def _set_image_xattr(fd: int, name: bytes, value: bytes) -> None:
+def _set_image_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
     if name.startswith(OVERLAY_XATTR):
         # An image must not speak to overlayfs (a `redirect` could lead anywhere): escaped, it is
         # data for the container and nothing to the kernel.
         name = OVERLAY_XATTR + b"overlay." + name[len(OVERLAY_XATTR) :]
     try:
-        os.setxattr(fd, name, value)
+        os.setxattr(target, name, value)
     except OSError as error:
         # Labels of a security module that this host lacks or guards (security.selinux).
         refused = error.errno in (errno.EPERM, errno.ENOTSUP, errno.EACCES)

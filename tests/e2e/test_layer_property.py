@@ -624,12 +624,19 @@ def test_a_touched_name_of_a_hard_link_stands_alone_as_the_container_saw_it(
         assert_same(sandbox.merged(here / "build-2", both), seen, "ocis2i")
 
 
-def test_a_fifo_keeps_its_second_name(sandbox: Sandbox) -> None:
-    changes = [("fifo", b"one", 0o600), ("link", b"one", b"two")]
+@needs("umoci")
+def test_a_fifo_keeps_its_second_name_and_its_capabilities(sandbox: Sandbox) -> None:
+    changes = [
+        ("fifo", b"one", 0o600),
+        ("setxattr", b"one", "security.capability", CAPABILITY),
+        ("link", b"one", b"two"),
+    ]
     with sandbox.directory() as here:
         seen, layer, lowers = sandbox.changed(here, [_base().tar()], changes)
         both = [*lowers, sandbox.unpack(layer, here / "layer")]
+        assert seen[b"one"][-1] != []
         assert_same(sandbox.merged(here / "build-2", both), seen, "ocis2i")
+        assert_same(sandbox.by_umoci(here, [_base().tar(), layer]), seen, "umoci")
 
 
 def test_attributes_of_the_root_that_overlayfs_escapes_come_and_go(sandbox: Sandbox) -> None:
