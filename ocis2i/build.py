@@ -127,6 +127,7 @@ def _build(
             store_result(spec, inputs, encoded, tools.store)
             if question:
                 question.remember(inputs, encoded, changes, site.runner.name, here.agent.ground.ids)
+        tools.store.note_emptied(here.directory, changes.entries)
         if inputs.runtime or not saving.cache:
             here.begin_to_empty()
         facts = facts_of(inputs.builder, changes, site.runner.name, restored)

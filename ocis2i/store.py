@@ -9,6 +9,7 @@
     locks/    lock files
     tmp/      what is being written, and the beginnings of broken downloads (`*.part`); under the
               exclusive lock everything in it is left over
+    emptied.json  where many files were deleted a short time ago
 
 Success of a write means that the content is there, not that this call put it there. Everyone who
 uses the store holds its lock shared, `prune` alone holds it exclusively.
@@ -22,6 +23,7 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +61,11 @@ BUILT_FROM = "io.ocis2i.built-from"
 BUILT_WITH = "io.ocis2i.built-with"
 # In a build's directory: held as long as it runs.
 BUILD_LOCK = "lock"
+# Where many files were deleted, and for how long ext4 does not give their inodes again.
+_EMPTIED = "emptied.json"
+_EMPTIED_SECONDS = 300
+_EMPTIED_KEPT = 100
+_MANY_ENTRIES = 1000
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -541,9 +548,33 @@ class Store:
     def new_scratch_directory(self) -> Path:
         """A new directory in `tmp/`, for a layer while it is unpacked."""
         try:
-            return new_directory(self._tmp)
+            return new_directory(self._tmp, [inode for inode, _ in self._emptied()])
         except OSError as error:
             raise explain(error, "a directory cannot be made in the store") from error
+
+    def note_emptied(self, directory: Path, entries: int) -> None:
+        """Remembers that so many files of a build's directory are about to be deleted.
+
+        For as long as that makes new files near it slow (see `placement`). Nothing is lost with it.
+        """
+        if entries < _MANY_ENTRIES:
+            return
+        with contextlib.suppress(OSError):
+            known = [*self._emptied(), (directory.stat().st_ino, time.time())]
+            data = encode_json([list(one) for one in known[-_EMPTIED_KEPT:]])
+            fd, name = tempfile.mkstemp(dir=self._tmp)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            Path(name).replace(self.root / _EMPTIED)
+
+    def _emptied(self) -> list[tuple[int, float]]:
+        """Inodes of directories from which many files were deleted a short time ago, and when."""
+        try:
+            rows = json.loads((self.root / _EMPTIED).read_bytes())
+            known = [(int(inode), float(when)) for inode, when in rows]
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+            return []
+        return [one for one in known if 0 <= time.time() - one[1] < _EMPTIED_SECONDS]
 
     def publish_layer(
         self, scratch: Path, diff_id: Digest, record: LayerRecord, *, squashed: bool = False

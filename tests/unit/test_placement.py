@@ -90,3 +90,36 @@ def test_a_file_system_without_such_flags_gets_one_directory_and_no_file(
 def test_a_parent_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         placement.new_directory(tmp_path / "nowhere")
+
+
+def test_no_place_is_near_one_where_much_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", flags({"flags": 0}))
+    monkeypatch.setattr(placement, "_time_of_a_file", lambda _: 15_000)
+    asked: list[int] = []
+
+    def near(made: int, emptied: list[int]) -> bool:
+        assert emptied == [7]
+        asked.append(made)
+        return len(asked) < 3
+
+    monkeypatch.setattr(placement, "_is_near", near)
+    made = placement.new_directory(tmp_path, [7])
+    assert made.stat().st_ino == asked[2]
+    assert list(tmp_path.iterdir()) == [made]
+
+
+def test_where_all_places_are_near_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", flags({"flags": 0}))
+    monkeypatch.setattr(placement, "_is_near", lambda *_: True)
+    made = placement.new_directory(tmp_path, [7])
+    assert list(tmp_path.iterdir()) == [made]
+
+
+def test_near_is_what_ext4_fills_together() -> None:
+    assert placement._is_near(1, [131072])
+    assert not placement._is_near(1, [131073, 262145])
+    assert not placement._is_near(1, [])

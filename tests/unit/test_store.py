@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -408,6 +409,29 @@ def test_the_directory_of_a_build_that_was_emptied_goes_with_its_lock(store: Sto
     with store.in_use(), store.new_build() as (directory, lock):
         assert [path.name for path in directory.iterdir()] == [lock.path.name]
     assert not directory.exists()
+
+
+def test_it_remembers_for_a_while_where_much_was_deleted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = store.new_scratch_directory()
+    store.note_emptied(directory, 999)
+    assert not (store.root / "emptied.json").exists()
+    store.note_emptied(directory, 1000)
+    asked: list[list[int]] = []
+
+    def new_directory(parent: Path, emptied: list[int]) -> Path:
+        asked.append(emptied)
+        return parent
+
+    monkeypatch.setattr("ocis2i.store.new_directory", new_directory)
+    store.new_scratch_directory()
+    later = time.time() + 301
+    monkeypatch.setattr("time.time", lambda: later)
+    store.new_scratch_directory()
+    (store.root / "emptied.json").write_text('[[1], "x"]')
+    store.new_scratch_directory()
+    assert asked == [[directory.stat().st_ino], [], []]
 
 
 def test_layers_without_an_image_are_pruned_and_others_kept(
