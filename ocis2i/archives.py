@@ -217,7 +217,10 @@ def _inflate(file: BinaryIO, path: Path, compression: Compression, where: str) -
     try:
         inflated = _temporary_file(path.parent)
     except OSError as error:
-        raise ImageError(f"no temporary file to unpack {where} into: {error.strerror}") from error
+        raise ImageError(
+            f"no temporary file to unpack {where} into: {error.strerror}",
+            hint="name a directory for it that can be written: TMPDIR",
+        ) from error
     try:
         reader = open_decompressed(file, compression.media_type, limit=INFLATED_LIMIT, what=where)
         while data := reader.read(CHUNK):

@@ -96,7 +96,8 @@ def _names(directory: Path) -> list[str]:
         return sorted(path.name for path in directory.iterdir())
     except OSError as error:
         raise RegistryError(
-            f"the directory of certificates `{directory}` cannot be read: {error.strerror}"
+            f"the directory of certificates `{directory}` cannot be read: {error.strerror}",
+            hint="let this user read it, or name another one with --cert-dir",
         ) from error
 
 
@@ -148,5 +149,6 @@ def _load(context: ssl.SSLContext, path: Path, what: str, key: Path | None = Non
         broken = "it cannot be decoded" if key else "no certificate in it"
         reason = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else broken
         raise RegistryError(
-            f"{what} names the certificate file {named}, which cannot be used: {reason}"
+            f"{what} names the certificate file {named}, which cannot be used: {reason}",
+            hint="put a PEM file there that this user can read, or take it away",
         ) from error

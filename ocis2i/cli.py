@@ -118,7 +118,8 @@ def _fail(error: Ocis2iError) -> int:
     if State.as_json and document:
         with suppress(OSError):  # it may be what failed; standard error still says so
             print_json(document)
-    tell(error, sys.stderr, quiet=State.quiet)
+    with suppress(OSError):  # its terminal may be closed; the exit code still says so
+        tell(error, sys.stderr, quiet=State.quiet)
     return code
 
 

@@ -81,6 +81,11 @@ class Growing:
             offset += len(block)
             yield block
 
+    @property
+    def known(self) -> Descriptor | None:
+        """What it has become; `None` while it is not whole."""
+        return self._descriptor
+
     def descriptor(self) -> Descriptor:
         """What it has become, which is waited for; raises `CancelledError`."""
         with self._changed:

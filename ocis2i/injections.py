@@ -327,9 +327,10 @@ def _refusal(path: str, why: str) -> UsageError:
 
 
 def _unreadable(path: str, error: OSError) -> UsageError:
+    absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
     return UsageError(
         f"{_FLAG}: cannot read `{shown(path)}`: {error.strerror or error}",
-        hint="let this user read it",
+        hint="name what is there, as SRC or SRC:DST" if absent else "let this user read it",
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ocis2i.allowed_hosts import AllowList
@@ -34,9 +35,29 @@ from ocis2i.s2i import Identity
 from ocis2i.session import Session, check_weak
 from ocis2i.settings import Settings
 from ocis2i.spec import BuildSpec
-from ocis2i.store import Store
+from ocis2i.store import BUILD_LOCK, Store
 
 VERSION = 1
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "script": str,
+    "tree": str,
+    "environment": list,
+    "cwd": str,
+    "identity": dict,
+    "volumes": list,
+    "add_hosts": list,
+    "cap_drop": list,
+    "network": str,
+    "seccomp": bool,
+    "no_new_privs": bool,
+    "isolation": str,
+    "weak": (str, NoneType),
+    "ids": str,
+    "rootfs": str,
+    "buildah_mode": (str, NoneType),
+    "left_out": list,
+}
+_IDENTITY = ("uid", "gid", "groups", "home", "name")
 # What is shorter is in too many words that are no secret.
 _SHORTEST_SECRET = 4
 
@@ -127,16 +148,39 @@ def _name(entry: str) -> str:
 
 
 def load(directory: Path) -> Kept | None:
-    """The container that is kept in a directory; `None` when there is none, or none of ours."""
+    """The container that is kept in a directory; `None` when there is none, or none of ours.
+
+    Raises `OutputError` where nobody can tell any more how to open it.
+    """
     path = directory / KEPT
     try:
         if path.stat().st_uid != os.geteuid():
             return None  # it would choose what is mounted
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = path.read_bytes()
+    except (OSError, ValueError):
         return None
-    known = isinstance(document, dict) and document.get("version") == VERSION
-    return Kept(directory.resolve(), document) if known else None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not _is_whole(document):
+        raise OutputError(
+            f"the kept container `{directory}` cannot be opened: `{KEPT}` is damaged, or of "
+            "another ocis2i",
+            hint="build again with --keep-failed; `ocis2i prune` removes what is there",
+        )
+    return Kept(directory.resolve(), document)
+
+
+def _is_whole(document: Any) -> bool:
+    """Whether it has what `describe` writes. Pure."""
+    return (
+        isinstance(document, dict)
+        and document.get("version") == VERSION
+        and document.keys() >= _FIELDS.keys()
+        and all(isinstance(document[name], kind) for name, kind in _FIELDS.items())
+        and document["identity"].keys() >= set(_IDENTITY)
+    )
 
 
 def enter(
@@ -239,7 +283,7 @@ def _session(kept: Kept, store: Store, settings: Settings) -> Iterator[Session]:
 @contextmanager
 def _held(directory: Path) -> Iterator[Lock]:
     try:
-        lock = Lock(directory / "lock", create=False)
+        lock = Lock(directory / BUILD_LOCK, create=False)
     except OSError as error:
         raise OutputError(
             f"the kept container `{directory}` cannot be opened: {error.strerror}",

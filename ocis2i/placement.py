@@ -7,9 +7,9 @@ build deletes at its end what the container wrote. In the next build, in the sam
 takes half a millisecond rather than 15 µs, which is ten seconds for 20,000 files.
 
 Directories in one that has the flag `T` of chattr(1) are put into groups of their own, as far from
-each other as those of the root directory (`find_group_orlov`). Some files tell whether a group begins
-as a quick one; if not, the next directory is in another. What our own builds deleted the store
-remembers.
+each other as those of the root directory (`find_group_orlov`). Some files tell whether a group
+begins as a quick one; if not, the next directory is in another. The store remembers where our own
+builds deleted much.
 """
 
 from __future__ import annotations

@@ -143,6 +143,9 @@ class Record:
                 open_plainly(path).close()
             except OSError as error:
                 yield f"`{path.relative_to(self.path)}` cannot be read: {error.strerror}"
+            else:
+                if path.name == EVENTS and self.result and next(self.events(), None) is None:
+                    yield f"`{EVENTS}` has no event in it"
 
     @property
     def resume(self) -> Json:

@@ -337,7 +337,7 @@ def _digest_of_reference(text: str, digest: str) -> Digest:
     try:
         return Digest.parse(digest)
     except UsageError as error:
-        raise _invalid(text, error.message) from error
+        raise _invalid(text, error.message, error.hint) from error
 
 
 def _split_tag(rest: str) -> tuple[str, str | None]:

@@ -97,7 +97,10 @@ def log_out(flags: LogoutFlags) -> None:
     if left:
         _show(flags)(Notice("warning", f"there are still credentials for {key}: {left.source}"))
     if not known:
-        raise RegistryError(f"nobody is logged in to `{key}` by `{place.path}`")
+        raise RegistryError(
+            f"nobody is logged in to `{key}` by `{place.path}`",
+            hint="look at the registry's name, or name another file with --authfile",
+        )
     print(printable(f"logged out of {key}"))
 
 

@@ -120,7 +120,9 @@ def _raw(fd: int) -> Iterator[None]:
         tty.setraw(fd, termios.TCSADRAIN)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        # A window that was closed has no state to go back to; the hang-up must not be lost for it.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 @contextmanager

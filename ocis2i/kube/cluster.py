@@ -6,7 +6,7 @@ Answers are taken as the JSON they are: the client's models refuse what they do 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -125,8 +125,8 @@ class Cluster:
     def log(self, pod: str, container: str, since: str | None = None) -> Iterator[tuple[str, str]]:
         """The log of a container as far as the node has it: time and line, until it ends.
 
-        `since` is a time by RFC 3339, in whole seconds. Raises `LostError` where the connection
-        breaks.
+        Not much more than 8 MiB of a line are read. `since` is a time by RFC 3339, whole seconds.
+        Raises `LostError` where the connection breaks.
         """
         try:
             response = self._call(GET_LOG, lambda: self._open_log(pod, container, since))
@@ -134,20 +134,12 @@ class Cluster:
             # With its pod: who looks for that next says so.
             return
         with closing(response):
-            rest = b""
             try:
-                for piece in response.stream(1 << 16):
-                    *lines, rest = (rest + piece).split(b"\n")
-                    yield from map(_timed, lines)
-                    if len(rest) > LINE_LIMIT:
-                        yield _timed(rest)
-                        rest = b""
+                yield from map(_timed, _lines(response.stream(1 << 16)))
             except Exception as error:
                 if not _is_broken(error):
                     raise
                 raise LostError from error
-            if rest:
-                yield _timed(rest)
 
     def _open_log(self, pod: str, container: str, since: str | None) -> Any:
         """The client's own method knows no `sinceTime`: the API's schema has left it out."""
@@ -273,6 +265,24 @@ def _message(error: Any) -> str:
         return str(json.loads(body)["message"])[:1000]
     except (ValueError, KeyError, TypeError):
         return str(error.reason or error)[:200]
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines that the pieces make; of one that is too long its beginning."""
+    rest = b""
+    cut = False  # what comes up to the end of the line is of one that was too long
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if lines and cut:
+            del lines[0]
+            cut = False
+        yield from lines
+        if len(rest) > LINE_LIMIT and not cut:
+            yield rest
+            cut = True
+        rest = b"" if cut else rest
+    if rest:
+        yield rest
 
 
 def _timed(line: bytes) -> tuple[str, str]:

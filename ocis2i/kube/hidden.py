@@ -16,9 +16,11 @@ from ocis2i.parameters import is_name
 from ocis2i.s2i import redact_url
 
 _WORDS = frozenset(
-    "password passwords passwd passphrase passcode pwd pw pin secret secrets token tokens jwt "
+    "password passwords pass passwd passphrase passcode pwd pw pin secret secrets token tokens jwt "
     "credential credentials creds apikey pat auth authorization".split()
 )
+# Also at the end of a word: DBPASSWORD, AUTHTOKEN.
+_ENDS = ("password", "passwd", "token", "secret", "apikey")
 _PAIRS = frozenset(
     f"{kind} key"
     for kind in "access api account auth deploy encryption master private secret shared signing "
@@ -31,6 +33,8 @@ _ABOUT = frozenset(
     "disabled required mode method header algorithm policy provider id".split()
 )
 _HARMLESS_VALUE = re.compile(r"|true|false|yes|no|on|off|none|null|/[\w./@-]*|[0-9]", re.IGNORECASE)
+_CREDENTIAL = re.compile(r"(bearer|basic) \S+", re.IGNORECASE)  # of an HTTP header
+_LIMITS = frozenset("max min num".split())
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _SOURCE = "the URL of the source"
@@ -42,12 +46,15 @@ _WAY_IN = (
 
 def looks_secret(name: str, value: str) -> bool:
     """Whether a variable of that name is likely to hold a secret, and `value` may be one. Pure."""
+    if _CREDENTIAL.fullmatch(value.strip()):
+        return True
     words = [one for one in re.split(r"[^a-z0-9]+", _CAMEL.sub("_", name).lower()) if one]
     # PWD alone is the shell's word for where it is.
-    if not words or words == ["pwd"] or words[-1] in _ABOUT:
+    if not words or words == ["pwd"] or words[-1] in _ABOUT or words[0] in _LIMITS:
         return False
     pairs = {f"{one} {other}" for one, other in pairwise(words)}
-    if not (_WORDS & set(words) or _PAIRS & pairs):
+    joined = any(one.endswith(_ENDS) for one in words)
+    if not (joined or _WORDS & set(words) or _PAIRS & pairs):
         return False
     return not _HARMLESS_VALUE.fullmatch(value)
 

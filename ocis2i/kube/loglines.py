@@ -8,10 +8,12 @@ and told apart by time and text. Times of standard output and standard error can
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 # So much older than the newest line may one be that comes after it.
 _DISORDER = timedelta(seconds=1)
+# No log is older; to take a second from it is always possible.
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LogPlace:
@@ -71,4 +73,5 @@ def _second(time: str) -> datetime | None:
         found = datetime.fromisoformat(time[:19] + zone)
     except ValueError:
         return None
-    return found if found.tzinfo else None
+    # What nobody set is Go's zero time: the first second that can be, with none before it.
+    return found if found.tzinfo and found >= _EARLIEST else None

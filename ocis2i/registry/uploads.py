@@ -107,6 +107,26 @@ class _Range:
         return self.feed.read(self.start, self.length)
 
 
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """A blob that is still written as the body of a request; iterated again, it is read again.
+
+    It is reported how far it has come once it is known what of.
+    """
+
+    growing: Growing
+    report: Callable[[Descriptor, int], None]  # `requests` takes what can `tell` for a file
+
+    def __iter__(self) -> Iterator[bytes]:
+        sent = told = 0
+        for block in self.growing:
+            yield block
+            sent += len(block)
+            if sent - told >= BLOCK and (descriptor := self.growing.known):
+                self.report(descriptor, sent)
+                told = sent
+
+
 @dataclass(slots=True)
 class _Session:
     """An upload that has begun: where it goes on, and how much the registry has of it."""
@@ -193,7 +213,7 @@ class Uploads:
         try:
             answer = self._dialog.ask(
                 place,
-                Request("PATCH", session.location, _OCTETS, growing),
+                Request("PATCH", session.location, _OCTETS, _Following(growing, self._tell)),
                 push_scopes(place.reference),
                 expected=(200, 201, 202, 204),
                 what=what,
@@ -201,7 +221,9 @@ class Uploads:
             descriptor = growing.descriptor()
             self._follow(place, session, answer, descriptor.size)
             self._finish(place, descriptor, session.location, b"")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RequestError) and error.status == TOO_LARGE:
+                self._known.limited.add(place.reference.registry)
             self._abandon(place, session.location)
             raise
         self._known.early[place.reference.name, descriptor.digest] = "sent"

@@ -203,9 +203,10 @@ def parse_source(
     check_ref(options.ref)
     found = _parse(text, cwd, options)
     if options.name is not None and not isinstance(found, SingleSource):
+        may_be = isinstance(found, ArchiveSource)
         raise UsageError(
             "--source-name has no meaning for this source, which is no single file",
-            hint="leave it out, or add --source-type file",
+            hint="leave it out, or add --source-type file" if may_be else "leave it out",
         )
     if options.type != "auto" and not isinstance(found, SingleSource | ArchiveSource):
         raise UsageError(

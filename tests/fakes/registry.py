@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -207,10 +207,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._route(parts.path)
 
     def _read_body(self) -> bytes:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(self._chunks())
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.entry.received = len(body)
         return body
+
+    def _chunks(self) -> Iterator[bytes]:
+        """(RFC 9112, section 7.1.)"""
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _too_large(self) -> bool:
         """Answers before the body was read, as a proxy with a limit does."""
@@ -372,7 +381,10 @@ class _Handler(BaseHTTPRequestHandler):
         have = self.fake.chunks.get(upload, b"")
         expected = f"{len(have)}-{len(have) + len(self.body) - 1}"
         newest = not have or self.entry.query.get("end") == [str(len(have))]
-        if self.headers.get("Content-Range") != expected or not newest:
+        # A stream of unknown length, as docker sends it, has no range.
+        said = self.headers.get("Content-Range")
+        streamed = said is None and self.headers.get("Transfer-Encoding") == "chunked"
+        if not (streamed or said == expected) or not newest:
             self._error(416, "BLOB_UPLOAD_INVALID", self._how_far(repository, upload))
             return
         self.fake.chunks[upload] = have + self.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from ocis2i.blobs import VerifiedReader
 from ocis2i.early_push import LEAST_BYTES, EarlyPush
-from ocis2i.errors import ImageError
+from ocis2i.errors import ImageError, RegistryError
+from ocis2i.events import Transfer
+from ocis2i.growing import Growing
 from ocis2i.keychain import Keychain
 from ocis2i.manifest import OCI_LAYER, Descriptor
 from ocis2i.reference import Digest
@@ -94,6 +97,49 @@ def test_an_upload_that_is_given_up_is_taken_back(fake: FakeRegistry, tmp_path: 
     assert fake.uploads == set()
     assert fake.requests("PUT") == []
     assert not [one for one in threading.enumerate() if one.name == "early-push"]
+
+
+def whole(path: Path, data: bytes) -> Growing:
+    """A large blob that has been written already."""
+    with path.open("w+b") as file:
+        growing = Growing(file, lambda _: None, LEAST_BYTES)
+        growing.write(data)
+    growing.complete(descriptor(data))
+    return growing
+
+
+def test_who_waits_for_a_large_layer_hears_how_far_it_is(
+    fake: FakeRegistry, tmp_path: Path
+) -> None:
+    told: list[object] = []
+    registry = Registry(Keychain({}), environment={}, report=told.append)
+    data = bytes(LEAST_BYTES)
+    growing = whole(tmp_path / "blob", data)
+    registry.push_growing(fake.reference("team/quiet:1"), growing)
+    assert told == []
+    registry.finish_early([])
+    registry.push_growing(fake.reference("team/app:1"), growing)
+    growing.close()
+    moved = [one.done for one in told if isinstance(one, Transfer) and one.total == len(data)]
+    assert moved[-1] == len(data) and moved == sorted(set(moved)) and len(moved) > 2
+    assert fake.blobs["team/app"][str(Digest.of(data))] == data
+
+
+def test_a_registry_that_limits_an_early_upload_is_not_sent_the_whole_at_once(
+    fake: FakeRegistry, tmp_path: Path
+) -> None:
+    registry = Registry(Keychain({}), environment={})
+    name = fake.reference("team/app:1")
+    data = bytes(LEAST_BYTES)
+    growing = whole(tmp_path / "blob", data)
+    fake.fail("PATCH", "uploads", status=413)
+    with pytest.raises(RegistryError):
+        registry.push_growing(name, growing)
+    growing.close()
+    fake.log.clear()
+    assert registry.push_blob(name, descriptor(data), partial(io.BytesIO, data)) == "sent"
+    assert len(fake.requests("PATCH")) == 2
+    assert len(fake.requests("PUT")) == 1
 
 
 def test_waiting_for_it_ends_when_registries_may_take_no_more_time() -> None:

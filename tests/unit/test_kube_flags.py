@@ -220,6 +220,9 @@ def test_in_a_pipeline_the_values_are_those_of_its_system(
     [
         ("TOKEN", "x", True), ("GITHUB_TOKEN", "ghp", True), ("DB_PASSWORD", "1234", True),
         ("apiKey", "abc", True), ("AWS_SECRET_ACCESS_KEY", "a", True), ("PIN", "4711", True),
+        ("DB_PASS", "x", True), ("DBPASSWORD", "x", True), ("AUTHTOKEN", "x", True),
+        ("AUTH_HEADER", "Bearer abc", True), ("MAX_TOKENS", "4096", False),
+        ("BYPASS", "x", False), ("TOKENIZER", "x", False),
         ("MYSQL_PWD", "root", True), ("PASSPHRASE", "a b", True), ("SSH_KEY", "ssh-rsa", True),
         ("TOKEN_LIMIT", "4096", False), ("PASSWORD_FILE", "x", False), ("PWD", "here", False),
         ("KEYBOARD", "de", False), ("AUTHOR", "me", False), ("COMPASS", "north", False),

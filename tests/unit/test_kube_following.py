@@ -194,6 +194,16 @@ def test_lines_without_a_time_are_told_apart_all_the_same() -> None:
     assert [place.is_new(*one) for one in [*lines, ("", "a")]] == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+23:00"])
+def test_a_time_before_which_there_is_none_is_no_crash(time: str) -> None:
+    place = LogPlace()
+    assert place.is_new(time, "line")
+    assert place.is_new("2026-01-01T00:00:05Z", "another")
+    assert place.since == "2026-01-01T00:00:04+00:00"
+    place.connected()
+    assert not place.is_new(time, "line")
+
+
 def test_a_log_that_ends_before_its_container_is_read_again(tmp_path: Path) -> None:
     def play(pod: PlayedPod) -> None:
         pod.start("tool")
@@ -509,6 +519,7 @@ def test_a_line_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run(play, tmp_path, said)
     assert max(map(len, said.lines)) < 200_000
     assert said.lines[-1] == "next"
+    assert sum("xxx" in line for line in said.lines) == 1
 
 
 JUNK = st.recursive(

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i import journal, records
+from ocis2i import journal, kept, records
 from ocis2i.build_facts import read_facts
 from ocis2i.build_rows import build_row, died_in, human_seconds
 from ocis2i.command_words import masked_command
 from ocis2i.commands import builds
 from ocis2i.commands.failing import command_again, with_way_back
-from ocis2i.errors import UsageError
+from ocis2i.errors import OutputError, UsageError
 from ocis2i.events import (
     ImagePushed,
     ImageStored,
@@ -638,6 +638,7 @@ def test_this_process_is_what_a_record_names(write: Callable[..., Written]) -> N
         ("record.json", b'{"id": ', "`record.json` is no JSON object"),
         ("result.json", b"[1]", "`result.json` is no JSON object"),
         ("events.jsonl", None, "`events.jsonl` cannot be read: No such file or directory"),
+        ("events.jsonl", b"junk\n", "`events.jsonl` has no event in it"),
     ],
 )
 def test_a_damaged_record_says_what_of_it_cannot_be_read(
@@ -801,6 +802,38 @@ def test_the_way_into_a_kept_container_names_its_store(
 ) -> None:
     failure = replace(FAILURE, container="/s/builds/1")
     assert with_way_back(failure, typed.split(), kept, build="ID").enter == enter
+
+
+KEPT_WHOLE: dict[str, Any] = {
+    "version": 1,
+    **{name: kind() if isinstance(kind, type) else None for name, kind in kept._FIELDS.items()},
+    "identity": dict.fromkeys(kept._IDENTITY),
+}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"version": 1}',
+        json.dumps(KEPT_WHOLE | {"version": 2}).encode(),
+        json.dumps(KEPT_WHOLE | {"identity": {}}).encode(),
+        json.dumps(KEPT_WHOLE | {"environment": None}).encode(),
+        json.dumps(KEPT_WHOLE | {"weak": 1}).encode(),
+    ],
+)
+def test_a_kept_container_that_cannot_be_understood_is_told_of(
+    tmp_path: Path, damaged: bytes
+) -> None:
+    assert kept.load(tmp_path) is None
+    (tmp_path / records.KEPT).write_text(json.dumps(KEPT_WHOLE))
+    assert kept.load(tmp_path)
+    (tmp_path / records.KEPT).write_bytes(damaged)
+    with pytest.raises(OutputError, match="is damaged, or of another ocis2i"):
+        kept.load(tmp_path)
 
 
 def test_the_command_of_a_failure_has_no_value_of_a_secret() -> None:
