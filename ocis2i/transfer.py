@@ -95,8 +95,9 @@ def push_image(
     try:
         send_all()
     except RequestError as error:
-        # Somebody may have cleaned up in the registry while the image was made.
-        if "BLOB_UNKNOWN" not in error.code or not registry.forget_early(reference):
+        # Somebody may have cleaned up in the registry while the image was made. It says so by
+        # MANIFEST_BLOB_UNKNOWN (distribution-spec, error codes), or by less.
+        if error.status not in (400, 404) or not registry.forget_early(reference):
             raise
         cancel = threading.Event()
         send_all()

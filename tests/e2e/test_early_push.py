@@ -28,6 +28,7 @@ pytestmark = [
 # More than what is sent only when it is whole.
 NOISE = "dd if=/dev/urandom of=noise bs=1M count=24"
 UNKNOWN = b'{"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob unknown"}]}'
+INVALID = b'{"errors": [{"code": "MANIFEST_INVALID", "message": "invalid"}]}'
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,11 @@ def test_a_registry_that_does_not_take_it_so_gets_it_whole(
     assert world.has_all()
 
 
-def test_what_the_registry_has_lost_meanwhile_is_sent_again(world: World) -> None:
-    world.proxy.rule("PUT", "manifests", status=404, body=UNKNOWN)
+@pytest.mark.parametrize(("status", "body"), [(404, UNKNOWN), (400, INVALID)])
+def test_what_the_registry_has_lost_meanwhile_is_sent_again(
+    world: World, status: int, body: bytes
+) -> None:
+    world.proxy.rule("PUT", "manifests", status=status, body=body)
     world.bench.ocis2i.ok(*world.words())
     assert len(world.proxy.requests("PUT", "manifests")) == 2
     assert [world.asked(digest) for digest in world.base] == [2] * len(world.base)
