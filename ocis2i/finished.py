@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ocis2i.fs import locked
+from ocis2i.fs import locked, write_atomic
 from ocis2i.reference import Digest
 from ocis2i.store import Store
 
@@ -114,14 +111,9 @@ class Finished:
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         # Not synced: a crash may cost the note, and what it says is checked before it is believed.
-        fd, scratch = tempfile.mkstemp(dir=self._scratch)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(json.dumps(document, separators=(",", ":")).encode("ascii"))
-            Path(scratch).replace(self._directory / name)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        data = json.dumps(document, separators=(",", ":")).encode("ascii")
+        path = self._directory / name
+        write_atomic(path, data, scratch=self._scratch, mode=0o600, durable=False)
 
 
 # The types that `add` writes, by the names of what has them.

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+
+from ocis2i.fs import write_atomic
 
 # include/uapi/linux/fs.h; the numbers of x86, arm and most others. Where they are not known, or the
 # file system has no such flag, the call is refused and nothing is lost.
@@ -32,6 +35,10 @@ _TRIES = 6
 # Inodes of groups that ext4 fills together: 16 of 8192 as mke2fs(8) makes them (-G, -i).
 _GROUP = 1 << 17
 _SAMPLES = 12
+# For how long what was deleted counts, if it was much.
+_EMPTIED_SECONDS = 300
+_EMPTIED_KEPT = 100
+_MANY_ENTRIES = 1000
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # Of processor time for a file. Usual are 12 to 20 µs; passing over a thousand inodes doubles it.
 _QUICK_NS = 25_000
@@ -107,3 +114,35 @@ def _spread(parent: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+class Emptied:
+    """The file `path` with the directories from which many files were deleted a short time ago.
+
+    `scratch` is a directory on the same file system. Nothing is lost with the file.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self._path = path
+        self._scratch = scratch
+
+    def note(self, directory: Path, entries: int) -> None:
+        """Remembers that so many files of a directory are about to be deleted."""
+        if entries < _MANY_ENTRIES:
+            return
+        with contextlib.suppress(OSError):
+            known = [*self._rows(), (directory.stat().st_ino, time.time())]
+            data = json.dumps(known[-_EMPTIED_KEPT:]).encode()
+            write_atomic(self._path, data, scratch=self._scratch, mode=0o600, durable=False)
+
+    def inodes(self) -> list[int]:
+        """The inodes of these directories."""
+        return [inode for inode, _ in self._rows()]
+
+    def _rows(self) -> list[tuple[int, float]]:
+        try:
+            rows = json.loads(self._path.read_bytes())
+            known = [(int(inode), float(when)) for inode, when in rows]
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+            return []
+        return [one for one in known if 0 <= time.time() - one[1] < _EMPTIED_SECONDS]

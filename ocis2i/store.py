@@ -23,7 +23,6 @@ import json
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +48,7 @@ from ocis2i.manifest import (
     encode_json,
     parse_json,
 )
-from ocis2i.placement import new_directory
+from ocis2i.placement import Emptied, new_directory
 from ocis2i.reference import Digest, Reference
 from ocis2i.whereabouts import Whereabouts
 
@@ -61,11 +60,6 @@ BUILT_FROM = "io.ocis2i.built-from"
 BUILT_WITH = "io.ocis2i.built-with"
 # In a build's directory: held as long as it runs.
 BUILD_LOCK = "lock"
-# Where many files were deleted, and for how long ext4 does not give their inodes again.
-_EMPTIED = "emptied.json"
-_EMPTIED_SECONDS = 300
-_EMPTIED_KEPT = 100
-_MANY_ENTRIES = 1000
 _VERSION = 1
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 
@@ -107,6 +101,7 @@ class Store:
         self.root = root
         self._layout = root / "images"
         self._tmp = root / "tmp"
+        self._emptied = Emptied(root / "emptied.json", self._tmp)
         self.whereabouts = Whereabouts(root / "seen")
 
     @classmethod
@@ -548,7 +543,7 @@ class Store:
     def new_scratch_directory(self) -> Path:
         """A new directory in `tmp/`, for a layer while it is unpacked."""
         try:
-            return new_directory(self._tmp, [inode for inode, _ in self._emptied()])
+            return new_directory(self._tmp, self._emptied.inodes())
         except OSError as error:
             raise explain(error, "a directory cannot be made in the store") from error
 
@@ -557,24 +552,7 @@ class Store:
 
         For as long as that makes new files near it slow (see `placement`). Nothing is lost with it.
         """
-        if entries < _MANY_ENTRIES:
-            return
-        with contextlib.suppress(OSError):
-            known = [*self._emptied(), (directory.stat().st_ino, time.time())]
-            data = encode_json([list(one) for one in known[-_EMPTIED_KEPT:]])
-            fd, name = tempfile.mkstemp(dir=self._tmp)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            Path(name).replace(self.root / _EMPTIED)
-
-    def _emptied(self) -> list[tuple[int, float]]:
-        """Inodes of directories from which many files were deleted a short time ago, and when."""
-        try:
-            rows = json.loads((self.root / _EMPTIED).read_bytes())
-            known = [(int(inode), float(when)) for inode, when in rows]
-        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
-            return []
-        return [one for one in known if 0 <= time.time() - one[1] < _EMPTIED_SECONDS]
+        self._emptied.note(directory, entries)
 
     def publish_layer(
         self, scratch: Path, diff_id: Digest, record: LayerRecord, *, squashed: bool = False

@@ -6,12 +6,11 @@ It is no more than a hint: what is wrong costs a request, what is lost an upload
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from ocis2i.errors import UsageError
+from ocis2i.fs import write_atomic
 from ocis2i.reference import Digest, Reference
 
 KEPT = 3
@@ -30,10 +29,8 @@ class Whereabouts:
         if lines == known:
             return
         with contextlib.suppress(OSError):
-            fd, name = tempfile.mkstemp(dir=self._directory)
-            with os.fdopen(fd, "w") as file:
-                file.write("\n".join(lines))
-            Path(name).replace(self._path(digest))
+            path, data = self._path(digest), "\n".join(lines).encode()
+            write_atomic(path, data, scratch=self._directory, mode=0o600, durable=False)
 
     def of(self, digest: Digest) -> list[Reference]:
         """The repositories that had the blob."""
