@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from ocis2i.s2i import redact_url
 
@@ -39,7 +40,7 @@ def without_record(words: Sequence[str]) -> tuple[str, ...]:
     """The words without `--record`: there is a record by now, and it is never replaced."""
     return tuple(
         word
-        for before, word in zip(("", *words), words, strict=False)
+        for before, word in pairwise(("", *words))
         if "--record" not in (before, word) and not word.startswith("--record=")
     )
 

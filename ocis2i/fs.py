@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ocis2i.errors import Ocis2iError, OutputError
 
+_PIPE_BYTES = 1 << 20
+
 
 def is_full(error: OSError) -> bool:
     """Whether it says that a disk is full: then no input is to blame, whatever was being done."""
@@ -42,6 +44,17 @@ def _way_out(error: OSError) -> str:
             return "it is on a read-only file system: name another place"
         case _:
             return "name a place that is there and can be written"
+
+
+def wide_pipe() -> tuple[int, int]:
+    """A pipe that takes as much at once as an ordinary user may have (pipe(7)), or less.
+
+    Through the usual 64 KiB its two ends wait for each other 16 times as often.
+    """
+    read_end, write_end = os.pipe()
+    with contextlib.suppress(OSError):  # its user has many wide ones already, or a small limit
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return read_end, write_end
 
 
 def sync_directory(path: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from ocis2i.compression import compress
 from ocis2i.container import Site
 from ocis2i.errors import ImageError
 from ocis2i.events import ImagePushed, ImageStored, OutputWritten, Report, stage
-from ocis2i.fs import explain
+from ocis2i.fs import explain, wide_pipe
 from ocis2i.images import Blobs, Obtained, PassingBlobs
 from ocis2i.incremental import Restored
 from ocis2i.inputs import Inputs
@@ -49,8 +48,6 @@ from ocis2i.tools import Tools
 
 if TYPE_CHECKING:
     from ocis2i.early_push import EarlyPush
-
-_PIPE_BYTES = 1 << 20
 
 
 def image_labels(spec: BuildSpec, inputs: Inputs, rootfs: Rootfs) -> dict[str, str]:
@@ -112,7 +109,7 @@ def write_layer(
     # What lies above the artifacts is in a runtime image that nobody has seen.
     unseen = rootfs.made if inputs.runtime and not inputs.runtime.layers_needed else ()
     with site.places.store.scratch_file() as blob:
-        read_end, write_end = _wide_pipe()
+        read_end, write_end = wide_pipe()
         # Smaller than what is asked for: then all is read straight to where it belongs.
         with os.fdopen(read_end, "rb", buffering=1 << 16) as tar:
             try:
@@ -140,17 +137,6 @@ def write_layer(
     if early:
         early.complete(layer.descriptor)
     return layer, changes
-
-
-def _wide_pipe() -> tuple[int, int]:
-    """A pipe that takes as much at once as an ordinary user may have (pipe(7)), or less.
-
-    Through the usual 64 KiB its two ends wait for each other 16 times as often.
-    """
-    read_end, write_end = os.pipe()
-    with suppress(OSError):  # too many of them, or a small limit
-        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    return read_end, write_end
 
 
 def check_budget(spec: BuildSpec, changes: Changes, layer: Layer, store: Store) -> None:

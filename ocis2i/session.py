@@ -215,8 +215,10 @@ def session(
                     report(Notice("warning", f"isolation `{weak}` is weak: {_WEAK[weak]}"))
                 if weak != "in-place":
                     kind = choose_kind(running, directory, settings.rootfs, report)
-                yield Session(running, directory, search_path, kind, buildah_mode, weak)
-                running.request("empty", build=str(directory), keep=BUILD_LOCK)
+                here = Session(running, directory, search_path, kind, buildah_mode, weak)
+                yield here
+                here.begin_to_empty()
+                running.reply()
         except BaseException:
             if not (directory / KEPT).exists():
                 remove_leftovers([directory], search_path=search_path)

@@ -8,8 +8,6 @@ after every digest was found right.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import queue
 import threading
@@ -25,7 +23,7 @@ from ocis2i.blobs import CHUNK, VerifiedReader
 from ocis2i.compression import DiffIdReader, open_decompressed
 from ocis2i.errors import ImageError, Ocis2iError, OutputError, PolicyError
 from ocis2i.events import Notice
-from ocis2i.fs import boot_id
+from ocis2i.fs import boot_id, wide_pipe
 from ocis2i.images import Obtained, Places, explaining, fetch_layer, origin_of
 from ocis2i.isolation.agent import Agent, Answering
 from ocis2i.manifest import Layer
@@ -37,7 +35,6 @@ from ocis2i.transfer import in_parallel
 ENTRY_LIMIT = 5_000_000
 # Above this a faster decompressor is worth loading.
 _LARGE_BYTES = 4 << 20
-_PIPE_BYTES = 1 << 20
 
 
 def unpack_layers(
@@ -177,9 +174,7 @@ class _Unpacking:
     ) -> dict[str, Any]:
         """Sends the plain tar to the agent; returns its answer once all digests are right."""
         with blob:
-            read_end, write_end = os.pipe()
-            with contextlib.suppress(OSError):  # its user has many wide ones already
-                fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            read_end, write_end = wide_pipe()
             try:
                 limits = {"size_limit": self._size_limit, "entry_limit": ENTRY_LIMIT}
                 agent.post("unpack", read_end, into=str(into), **limits)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ocis2i import variables
 from ocis2i.commands.state import State
 
 # Their agents are started otherwise: see `ocis2i.session`.
@@ -17,12 +18,12 @@ WITHOUT_NAMESPACES = ("chroot", "in-place")
 # Words after which no agent is asked for. Who writes one of them otherwise, or has it as the value
 # of a flag, gets what is asked for, too: only not as fast.
 _WITHOUT_AGENT = ("-h", "--help", "--as-dockerfile", *WITHOUT_NAMESPACES)
-_ISOLATION = "OCIS2I_ISOLATION"
 
 
 def wants_agent(arguments: Sequence[str]) -> bool:
     """Whether this looks like a build in a container of its own."""
-    if list(arguments[:1]) != ["build"] or os.environ.get(_ISOLATION) in WITHOUT_NAMESPACES:
+    isolation = variables.ISOLATION.text(os.environ)
+    if list(arguments[:1]) != ["build"] or isolation in WITHOUT_NAMESPACES:
         return False
     words = {part for word in arguments for part in word.split("=", 1)}
     return words.isdisjoint(_WITHOUT_AGENT)

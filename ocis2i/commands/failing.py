@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from ocis2i.command_words import MASK, masked_command, takes_pair, without_record
@@ -49,7 +50,7 @@ def command_again(arguments: Sequence[str], secrets: Sequence[str] = ()) -> str:
 def root_words(arguments: Sequence[str]) -> list[str]:
     """The words that name another store than the usual one, as they were typed last."""
     found: list[str] = []
-    for before, word in zip(("", *arguments), arguments, strict=False):
+    for before, word in pairwise(("", *arguments)):
         if before == "--root":
             found = [before, word]
         elif word.startswith("--root="):
@@ -58,8 +59,7 @@ def root_words(arguments: Sequence[str]) -> list[str]:
 
 
 def _takes_input(words: Sequence[str]) -> bool:
-    pairs = zip(("", *words), words, strict=False)
-    return any(word == "-" and before != "--events" for before, word in pairs)
+    return any(word == "-" and before != "--events" for before, word in pairwise(("", *words)))
 
 
 def without_secrets(arguments: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
@@ -72,5 +72,5 @@ def without_secrets(arguments: Sequence[str], secrets: Sequence[str] = ()) -> li
     alone = f"={MASK}"
     return [
         word.removesuffix(alone) if takes_pair(before, word) else word
-        for before, word in zip(("", *words), words, strict=False)
+        for before, word in pairwise(("", *words))
     ]

@@ -62,6 +62,9 @@ _HIGH = 64
 _EXIT_CODES = {"not-found": 127, "not-executable": 126}
 
 
+_KILLED = "the kernel may have ended it for want of memory (`dmesg`); try again"
+
+
 class ForbiddenError(IsolationError):
     """The kernel, or a security module, says no to this program; it may not to another."""
 
@@ -110,7 +113,7 @@ class Answering:
     def _died(self) -> IsolationError:
         return IsolationError(
             "a process of the build agent ended unexpectedly",
-            hint="the kernel may have ended it for want of memory (`dmesg`); try again",
+            hint=_KILLED,
         )
 
 
@@ -170,7 +173,7 @@ class Agent(Answering):
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return IsolationError(
             f"the build agent ended unexpectedly ({how})",
-            hint="the kernel may have ended it for want of memory (`dmesg`); try again",
+            hint=_KILLED,
         )
 
 
