@@ -5,7 +5,6 @@ By distribution's token specification (`spec/auth/token`, `spec/auth/oauth`).
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ocis2i.credentials import Credentials
 from ocis2i.errors import RegistryError
+from ocis2i.manifest import json_object
 from ocis2i.net import (
     Http,
     Request,
@@ -246,11 +246,8 @@ class Authorizer:
         body = read_body(response, TOKEN_LIMIT, self._check)
         if status != 200:
             raise self._refusal(request, status, retry_after_seconds(headers))
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
+        answer = json_object(body)
+        if answer is None:
             raise RegistryError(
                 f"the token service {redacted(request.url)} did not answer JSON",
                 hint="look at the registry's name, and for a proxy between here and there",

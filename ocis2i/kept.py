@@ -8,7 +8,6 @@ and of them empty files are left.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from ocis2i.fs import Lock, write_atomic
 from ocis2i.isolation.agent import Agent, agent
 from ocis2i.isolation.console import is_terminal, size
 from ocis2i.isolation.network import connected
-from ocis2i.manifest import Json, encode_json
+from ocis2i.manifest import Json, encode_json, json_object
 from ocis2i.records import KEPT
 from ocis2i.rootfs import Rootfs
 from ocis2i.runner import BindMount, Hardening, Network, RunSpec, Stdio
@@ -58,8 +57,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "left_out": list,
 }
 _IDENTITY = ("uid", "gid", "groups", "home", "name")
-# What is shorter is in too many words that are no secret.
-_SHORTEST_SECRET = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def describe(failed: Failed, spec: BuildSpec) -> Json:
     Without secrets: neither variables for the build alone, nor others that have such a value.
     """
     job, here = failed.job, failed.site.here
-    secrets = [one for one in spec.secrets.environment.values() if len(one) >= _SHORTEST_SECRET]
+    secrets = spec.secrets.telling
     public = [entry for entry in job.environment if not any(secret in entry for secret in secrets)]
     hidden = sorted({*job.more, *(_name(one) for one in job.environment if one not in public)})
     left_out = [f"the variable {name}" for name in hidden if name != "SOURCE_DATE_EPOCH"]
@@ -159,11 +156,8 @@ def load(directory: Path) -> Kept | None:
         data = path.read_bytes()
     except (OSError, ValueError):
         return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
-    if not _is_whole(document):
+    document = json_object(data)
+    if document is None or not _is_whole(document):
         raise OutputError(
             f"the kept container `{directory}` cannot be opened: `{KEPT}` is damaged, or of "
             "another ocis2i",
@@ -172,11 +166,10 @@ def load(directory: Path) -> Kept | None:
     return Kept(directory.resolve(), document)
 
 
-def _is_whole(document: Any) -> bool:
+def _is_whole(document: Json) -> bool:
     """Whether it has what `describe` writes. Pure."""
     return (
-        isinstance(document, dict)
-        and document.get("version") == VERSION
+        document.get("version") == VERSION
         and document.keys() >= _FIELDS.keys()
         and all(isinstance(document[name], kind) for name, kind in _FIELDS.items())
         and document["identity"].keys() >= set(_IDENTITY)

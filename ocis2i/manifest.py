@@ -187,6 +187,15 @@ def parse_json(data: bytes, what: str) -> Json:
     return value
 
 
+def json_object(data: bytes | str) -> Json | None:
+    """The JSON object in what anybody may have written; `None` where there is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):

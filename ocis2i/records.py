@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -29,7 +28,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from ocis2i.command_words import without_record
 from ocis2i.errors import Ocis2iError, UsageError
 from ocis2i.fs import boot_id
-from ocis2i.manifest import Json
+from ocis2i.manifest import Json, json_object
 from ocis2i.reference import Reference
 
 VERSION = 1
@@ -254,7 +253,7 @@ def _damaged(path: Path) -> str | None:
         return f"`{path.name}` is missing" if path.name == RECORD else None
     except OSError as error:
         return f"`{path.name}` cannot be read: {error.strerror}"
-    if _object(data):
+    if json_object(data):
         return None
     return f"`{path.name}` is {'no JSON object' if data.strip() else 'empty'}"
 
@@ -414,22 +413,14 @@ def open_plainly(path: Path) -> Any:
 def _read(path: Path) -> Json | None:
     try:
         with open_plainly(path) as file:
-            return _object(file.read(_DOCUMENT_LIMIT))
+            return json_object(file.read(_DOCUMENT_LIMIT))
     except OSError:
         return None
 
 
 def parse_line(line: bytes) -> Json | None:
     """One line of the events, `None` for what a killed writer left, or is none."""
-    return _object(line) if line.endswith(b"\n") else None
-
-
-def _object(data: bytes) -> Json | None:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    return json_object(line) if line.endswith(b"\n") else None
 
 
 def _is_locked(path: Path) -> bool | None:

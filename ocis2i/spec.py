@@ -54,6 +54,11 @@ class SecretSpec:
     keep_names: bool = True
     allow_leaks: bool = False
 
+    @property
+    def telling(self) -> tuple[str, ...]:
+        """The values that are looked for in words: shorter ones are in too many that are none."""
+        return tuple(value for value in self.environment.values() if len(value) > 3)
+
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:

@@ -57,9 +57,7 @@ def open_journal(spec: BuildSpec, flags: CommonBuildFlags, here: Context) -> Non
     """
     check_events(flags)
     started = datetime.now(UTC)
-    # What is shorter is in too many words that are no secret.
-    values = spec.secrets.environment.values()
-    State.secrets = tuple(value for value in values if len(value) > 3)
+    State.secrets = spec.secrets.telling
     heading = _heading(spec, flags, here)
     stream: TextIO | None = None
     if flags.events:

@@ -14,6 +14,7 @@ from typing import Any
 from ocis2i.errors import IsolationError, Ocis2iError, UsageError
 from ocis2i.kube.outcome import entries
 from ocis2i.kube.text import EXTRA
+from ocis2i.manifest import json_object
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -173,11 +174,8 @@ class Cluster:
     def _ask(self, call: Call, ask: Callable[[], Any]) -> Json:
         with closing(self._call(call, ask)) as response:
             data = self._read(response)
-        try:
-            answer = json.loads(data)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
+        answer = json_object(data)
+        if answer is None:
             raise ClusterError(
                 f"the API of {self.where} answers with what is no JSON object",
                 hint="is the address in the kubeconfig that of a cluster, or of a login page?",

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ocis2i.manifest import json_object
+
 Json = Mapping[str, Any]
 
 # The last line of a step's log that begins with it has the step's document. Nothing that a script
@@ -205,11 +207,7 @@ def mark_line(document: Json) -> str:
 
 def parse_mark(line: str) -> dict[str, Any] | None:
     """The document of a marked line; `None` for one that is damaged."""
-    try:
-        document = json.loads(line.removeprefix(MARK))
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+    return json_object(line.removeprefix(MARK))
 
 
 _IN_MESSAGE = ("state", "reason", "message", "hint", "exit_code", "script_exit_code",
