@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from ocis2i.commands.kube import KINDS, PIPELINES
 from ocis2i.errors import UsageError
 from ocis2i.kube.kinds import argo_template, job, shipwright_strategy, tekton_task
 from ocis2i.kube.names import LONGEST_LABEL, Placeholder, as_argument, check_name, label_name
@@ -27,36 +28,18 @@ from ocis2i.kube.plan import AUTH, Level, Order, Pod, check, steps
 from ocis2i.kube.text import as_yaml, is_plain
 from tests.fakes.kube_api import check_object, definitions
 from tests.fakes.kubelet import expanded
+from tests.kube_varieties import (
+    LEVELS,
+    OBJECTS,
+    ORDER,
+    PODS,
+    SECRETIVE,
+    VARIETIES,
+    read_again,
+    variety,
+)
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
-LEVELS: tuple[Level, ...] = ("restricted", "baseline", "user-namespace")
-
-ORDER = Order(
-    "oci-artifact://registry.example/src@sha256:" + "0" * 64,
-    "registry.example/builders/python:3",
-    ("registry.example/team/app:1", "registry.example/team/app:latest"),
-    build=("--env=A=yes", "--timeout=10m"),
-    push=("--jobs=2",),
-)
-PODS = {
-    level: Pod(
-        "ocis2i-app",
-        "registry.example/tools/ocis2i:1",
-        level,
-        namespace="builds",
-        service_account="builder",
-        push_secret="push-here",
-        image_pull_secret="nodes",
-    )
-    for level in LEVELS
-}
-
-
-SECRETIVE = replace(ORDER, variables=("KEY",))
-
-
-def read_again(document: Any) -> Any:
-    return yaml.safe_load(as_yaml([document]))
 
 
 def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,9 +49,13 @@ def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
 # --- schemas ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_job_is_one_by_the_api_of_kubernetes(level: Level) -> None:
-    document = read_again(job(ORDER, PODS[level]))
+def test_the_varieties_are_of_all_kinds_that_an_api_server_takes() -> None:
+    assert {*OBJECTS, *PIPELINES} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", VARIETIES)
+def test_a_job_is_one_by_the_api_of_kubernetes(name: str) -> None:
+    document = variety("job", name)
     check_object(document)
     template = document["spec"]["template"]
     check_object({"apiVersion": "v1", "kind": "Pod", **template})
@@ -89,14 +76,14 @@ def check_excerpt(document: Any, name: str) -> None:
     excerpt(name).validate(document)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_task_has_the_fields_of_tekton(level: Level) -> None:
-    check_excerpt(read_again(tekton_task(ORDER, PODS[level])), "tekton-task.json")
+@pytest.mark.parametrize("name", VARIETIES)
+def test_a_task_has_the_fields_of_tekton(name: str) -> None:
+    check_excerpt(variety("tekton-task", name), "tekton-task.json")
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_strategy_has_the_fields_of_shipwright(level: Level) -> None:
-    check_excerpt(read_again(shipwright_strategy(ORDER, PODS[level])), "shipwright-strategy.json")
+@pytest.mark.parametrize("name", VARIETIES)
+def test_a_strategy_has_the_fields_of_shipwright(name: str) -> None:
+    check_excerpt(variety("shipwright-strategy", name), "shipwright-strategy.json")
 
 
 # Their keys are anybody's.
@@ -132,9 +119,9 @@ def test_our_schemas_refuse_every_field_that_they_do_not_name(render: Any, name:
     check_excerpt(document, name)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_template_is_one_by_the_models_of_argo(level: Level) -> None:
-    document = read_again(argo_template(ORDER, PODS[level]))
+@pytest.mark.parametrize("name", VARIETIES)
+def test_a_template_is_one_by_the_models_of_argo(name: str) -> None:
+    document = variety("argo-template", name)
     model = argo_models.WorkflowTemplate.model_validate(document)
     # What the models do not know is lost in them.
     kept = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
