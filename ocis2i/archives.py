@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ocis2i import tar
 from ocis2i.blobs import CHUNK, ImageSource, VerifiedReader, read_document
-from ocis2i.compression import Compression, detect, open_decompressed
+from ocis2i.compression import Compression, detect
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import (
     DOCUMENT_LIMIT,
@@ -31,6 +31,7 @@ from ocis2i.manifest import (
     MANIFEST_TYPES,
     OCI_CONFIG,
     OCI_MANIFEST,
+    REF_NAME,
     Descriptor,
     Index,
     Manifest,
@@ -42,7 +43,6 @@ from ocis2i.manifest import (
 )
 from ocis2i.reference import DEFAULT_TAG, Digest, PathLocation, Reference
 
-REF_NAME = "org.opencontainers.image.ref.name"
 MEMBER_LIMIT = 100_000
 INFLATED_LIMIT = 64 << 30
 _NAMES_SHOWN = 20
@@ -214,6 +214,8 @@ def _open_file(path: Path, where: str) -> BinaryIO:
 
 
 def _inflate(file: BinaryIO, path: Path, compression: Compression, where: str) -> BinaryIO:
+    from ocis2i.decompression import open_decompressed  # noqa: PLC0415 - few archives need it
+
     try:
         inflated = _temporary_file(path.parent)
     except OSError as error:

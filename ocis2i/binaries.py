@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from ocis2i.errors import SourceError
+from ocis2i.errors import SourceError, shown
 
 Kind = Literal["program", "script", "jar", "war", "other"]
 SourceType = Literal["auto", "file", "archive"]
@@ -25,25 +25,6 @@ WEB_DIRECTORY = "WEB-INF/"
 NAME_LIMIT_BYTES = 255  # of one name in a directory, on every usual file system
 DEFAULT_NAME = "app"
 
-_ELF = b"\x7fELF"
-_ELF_OBJECT, _ELF_CORE = 1, 4
-_NO_PROGRAMS = {
-    _ELF_OBJECT: ("an object file", "link it to a program"),
-    _ELF_CORE: ("a core dump", "name the program that dumped it"),
-}
-# e_machine, in Go's words (elf(5); go.dev/src/debug/elf).
-_MACHINES = {
-    0x03: "386",
-    0x08: "mips",
-    0x14: "ppc",
-    0x15: "ppc64",
-    0x16: "s390x",
-    0x28: "arm",
-    0x3E: "amd64",
-    0xB7: "arm64",
-    0xF3: "riscv64",
-    0x102: "loong64",
-}
 # What a processor runs besides its own.
 _ALSO_RUNS = {"amd64": ("386",), "arm64": ("arm",)}
 
@@ -73,22 +54,14 @@ class Binary:
 
 def recognise_program(head: bytes) -> Binary | None:
     """The program or script that a file begins like; `None` for anything else."""
-    if head.startswith(_ELF) and len(head) >= 20 and _elf_number(head, 16) > _ELF_OBJECT:
-        if _elf_number(head, 16) == _ELF_CORE:
-            return None
-        return Binary("program", _architecture(head))
-    return Binary("script") if head.startswith(b"#!") else None
+    if head.startswith(b"#!"):
+        return Binary("script")
+    from ocis2i import elf  # noqa: PLC0415 - few sources are one file
 
-
-def _elf_number(head: bytes, at: int) -> int:
-    return int.from_bytes(head[at : at + 2], "big" if head[5] == 2 else "little")
-
-
-def _architecture(head: bytes) -> str:
-    name = _MACHINES.get(_elf_number(head, 18), f"machine {_elf_number(head, 18)}")
-    # Two of them come in both orders, and have two names.
-    little = head[5] != 2
-    return name + "le" if little and name in ("ppc64", "mips") else name
+    kind = elf.file_type(head)
+    if not kind or kind in (elf.OBJECT, elf.CORE):
+        return None
+    return Binary("program", elf.architecture(head) or "")
 
 
 def foreign_format(head: bytes) -> tuple[str, str] | None:
@@ -101,9 +74,13 @@ def foreign_format(head: bytes) -> tuple[str, str] | None:
     if head.startswith(_FAT_OR_CLASS) and len(head) >= 8:
         is_fat = int.from_bytes(head[4:8], "big") & 0xFFFF < _FIRST_CLASS_VERSION
         return mac if is_fat else ("a compiled Java class", "pack it in a jar with a Main-Class")
-    if head.startswith(_ELF) and len(head) >= 20:
-        return _NO_PROGRAMS.get(_elf_number(head, 16))
-    return None
+    from ocis2i import elf  # noqa: PLC0415 - few sources are one file
+
+    no_programs = {
+        elf.OBJECT: ("an object file", "link it to a program"),
+        elf.CORE: ("a core dump", "name the program that dumped it"),
+    }
+    return no_programs.get(elf.file_type(head) or 0)
 
 
 def has_java_name(name: str) -> bool:
@@ -142,8 +119,7 @@ def check_name(name: str) -> str:
         why = f"it has more than {NAME_LIMIT_BYTES} bytes"
     else:
         return name
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name[:80])
     raise SourceError(
-        f"the source cannot be called `{shown}`: {why}",
+        f"the source cannot be called `{shown(name[:80])}`: {why}",
         hint="give it a name with --source-name, such as app.jar",
     )

@@ -99,6 +99,19 @@ class VerifiedReader:
         self._verified = True
 
 
+def read_exactly(stream: Readable, size: int) -> bytes:
+    """`size` bytes, fewer only at the end of the stream."""
+    data = stream.read(size)
+    if not data or len(data) == size:
+        return data
+    parts = [data]
+    missing = size - len(data)
+    while missing and (data := stream.read(missing)):
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
 def read_document(source: BlobSource, descriptor: Descriptor) -> bytes:
     """A manifest or config, whole and verified; raises `ImageError` over `DOCUMENT_LIMIT` bytes."""
     if descriptor.size > DOCUMENT_LIMIT:

@@ -50,9 +50,13 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class BuildFacts:
-    """A build as its record has it at this moment."""
+    """A build as its record has it at this moment.
+
+    `called` is what it is called on a command line. `lost` says what is wrong with its result.
+    """
 
     id: str
+    called: str
     state: State
     record: Json
     result: Json | None
@@ -67,6 +71,7 @@ class BuildFacts:
     outputs: tuple[str, ...]
     facts: Json
     process: int | None
+    lost: str | None
 
     def told(self, key: str) -> Any:
         """What the result says, and of a build without one what it said on its way."""
@@ -88,6 +93,7 @@ def read_facts(record: Record, now: datetime) -> BuildFacts:
     facts = story.stored.get("facts")
     return BuildFacts(
         id=record.id,
+        called=record.called,
         state=state,
         record=record.document,
         result=result,
@@ -102,6 +108,7 @@ def read_facts(record: Record, now: datetime) -> BuildFacts:
         outputs=tuple(story.outputs),
         facts=facts if isinstance(facts, dict) else {},
         process=record.process,
+        lost=record.lost_result,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -189,16 +190,19 @@ def _trouble(build: BuildFacts) -> Markup:
     if build.state == "died":
         where = [stage for stage in build.stages if stage.end == "died"]
         stages = ", ".join(_words(stage) for stage in where[-2:])
+        title = "The build died"
         text = "Its process is gone and left no result: it was killed, or the machine stopped."
+        if build.lost:
+            title = "The result of the build is lost"
+            text = f"How it ended cannot be read: {build.lost}."
+        resume = shlex.join(["ocis2i", "resume", build.called])
         hint = (
-            f"The image is in the store; go on with: ocis2i resume {build.id}"
+            f"The image is in the store; go on with: {resume}"
             if build.digest
             else "Nothing of it is in the store; build it again."
         )
         while_doing = tag("p", f"It happened while it was {stages}.") if stages else ""
-        return _section(
-            "The build died", tag("p", text), while_doing, tag("p", hint), class_="trouble"
-        )
+        return _section(title, tag("p", text), while_doing, tag("p", hint), class_="trouble")
     result = build.result or {}
     if result.get("state") == "succeeded":
         return Markup()
@@ -577,6 +581,4 @@ def _documents(build: BuildFacts) -> Markup:
 
 
 def _word(word: object) -> str:
-    import shlex  # noqa: PLC0415 - only here
-
     return shlex.quote(str(word))

@@ -71,8 +71,10 @@ def human_seconds(seconds: float) -> str:
     return f"{whole}s"
 
 
-def died_in(row: dict[str, Any], *, restarted: bool) -> str:
-    """What to say of a build whose process is gone without a word."""
+def died_in(row: dict[str, Any], *, restarted: bool, lost: str | None = None) -> str:
+    """What to say of a build whose process is gone without a word, or whose word is `lost`."""
+    if lost:
+        return f"how it ended cannot be read: {lost}"
     where = f" in the stage `{row['stage']}`" if row["stage"] else ""
     why = "the machine was restarted" if restarted else "it was killed, or the machine went down"
     return f"its process ended{where} without a result: {why}"

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Mapping
 
-from ocis2i.errors import RegistryError, UsageError
+from ocis2i.errors import RegistryError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.net import (
     Http,
@@ -21,7 +21,6 @@ from ocis2i.net import (
     split_credentials,
 )
 from ocis2i.retries import Retries, RetryPolicy, Sleep
-from ocis2i.sources.paths import shown
 
 ATTEMPTS = 3
 ANSWER_SECONDS = 30.0

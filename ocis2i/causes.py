@@ -239,9 +239,11 @@ def _quota(_: re.Match[str], __: int, ___: Circumstances) -> Cause:
     )
 
 
-def _other_processor(_: re.Match[str], __: int, ___: Circumstances) -> Cause:
+def _other_processor(found: re.Match[str], _: int, __: Circumstances) -> Cause:
+    path = next((one for one in found.groups() if one), "") or _path_before(found)
+    what = f"`{path}`" if path else "a program in it"
     return Cause(
-        "a program in it is made for another processor (exec format error)",
+        f"{what} is made for another processor (exec format error)",
         "take a builder for this machine's processor (--platform), or rebuild that program",
     )
 
@@ -395,6 +397,8 @@ _SIGNS: tuple[tuple[re.Pattern[str], _Judge], ...] = tuple(
         (r"\$'\\r': command not found|\r: (?:command )?not found", _carriage_return),
         (r"^(.*?): (\S+): bad interpreter", _bad_interpreter),
         (r"(?i)exec format error|cannot execute binary file", _other_processor),
+        # dash and busybox read what the kernel does not start as a script of theirs.
+        (r"(\S+): (?:line )?[0-9]+: (?:\x7f|\\x7f)?ELF", _other_processor),
         (r"no new privileges|sudo: effective uid is not 0", _no_new_privileges),
         (
             r"(?i)could not resolve host:? ?(\S+)?|bad address '([^']+)'|"
@@ -470,50 +474,3 @@ _OF_START = (
     _other_processor,
     _denied,
 )
-
-
-# --- programs of another kind ---------------------------------------------------------------------
-
-# `e_machine` of an ELF header (include/uapi/linux/elf-em.h), by what uname(1) calls it.
-_MACHINES = {
-    3: "i386",
-    8: "mips",
-    20: "ppc",
-    21: "ppc64le",
-    22: "s390x",
-    40: "arm",
-    62: "x86_64",
-    183: "aarch64",
-    243: "riscv64",
-    258: "loongarch64",
-}
-_PT_INTERP = 3
-
-
-def elf_machine(head: bytes) -> str | None:
-    """The processor that a program with this beginning is for; `None` for what is no ELF file."""
-    if len(head) < 20 or not head.startswith(b"\x7fELF"):
-        return None
-    order: Literal["big", "little"] = "big" if head[5] == 2 else "little"
-    number = int.from_bytes(head[18:20], order)
-    return _MACHINES.get(number, f"machine {number}")
-
-
-def elf_loader(head: bytes) -> str | None:
-    """The dynamic loader (`PT_INTERP`) that a program with this beginning names, of 64 bits.
-
-    `None` for a static one, or when its name is further behind.
-    """
-    if elf_machine(head) is None or head[4] != 2 or len(head) < 64:
-        return None
-    order: Literal["big", "little"] = "big" if head[5] == 2 else "little"
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(head[at : at + size], order)
-
-    start, size, count = number(32, 8), number(54, 2), number(56, 2)
-    for at in range(start, start + size * min(count, 64), size or 1):
-        if at + 40 <= len(head) and number(at, 4) == _PT_INTERP:
-            name = head[number(at + 8, 8) :][: number(at + 32, 8)]
-            return name.rstrip(b"\0").decode(errors="replace") or None
-    return None

@@ -6,6 +6,7 @@ opaque directory all that lower layers have in it, and what is no directory what
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -18,13 +19,16 @@ STATES: tuple[State, ...] = ("added", "changed", "removed")
 
 SETUID, SETGID, STICKY, WORLD_WRITABLE = 0o4000, 0o2000, 0o1000, 0o002
 CAPABILITY = b"security.capability"
+_USER = b"user."
+_ACCESS_LISTS = b"system.posix_acl_"
 
 
 class Facts(NamedTuple):
     """One entry: `kind` a type byte of `ocis2i.tar`, `size` in bytes.
 
     A hard link has the facts of the file that it names, and no size of its own. `content` is a
-    digest where one was asked for, else empty; `capable` says that it carries capabilities.
+    digest where one was asked for, else empty; `capability` and `attributes` are marks of what it
+    carries, see `marks_of`.
     """
 
     kind: bytes
@@ -34,7 +38,30 @@ class Facts(NamedTuple):
     size: int
     target: bytes = b""
     content: bytes = b""
-    capable: bool = False
+    capability: bytes = b""
+    attributes: bytes = b""
+
+
+def marks_of(xattrs: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """What stands for the capabilities of a file and for its other attributes; empty for none.
+
+    Others are those that a layer keeps: `user.*` by name and value, access lists by name alone, for
+    their values have other ids in each namespace.
+    """
+    capability = b""
+    others = []
+    for name, value in xattrs:
+        if name == CAPABILITY:
+            # linux/capability.h, vfs_ns_cap_data: whether they are effective, and the two sets. The
+            # version and the namespace's root differ between a tar and what was unpacked of it.
+            capability = bytes([value[0] & 1 if value else 0]) + value[4:20].ljust(16, b"\0")
+        elif name.startswith(_USER):
+            others.append((name, value))
+        elif name.startswith(_ACCESS_LISTS):
+            others.append((name, b""))
+    if not others:
+        return capability, b""
+    return capability, hashlib.blake2b(repr(sorted(others)).encode(), digest_size=16).digest()
 
 
 @dataclass(slots=True)
@@ -69,10 +96,10 @@ class LayerFacts:
             if named is not None:
                 return named._replace(size=0)
         kind = tar.REGULAR if header.kind == tar.HARD_LINK else header.kind
-        capable = any(name == CAPABILITY for name, _ in header.xattrs)
         target = header.target if kind == tar.SYMLINK else b""
+        marks = marks_of(header.xattrs) if header.xattrs else ()
         return Facts(
-            kind, header.mode, header.uid, header.gid, header.size, target, content, capable
+            kind, header.mode, header.uid, header.gid, header.size, target, content, *marks
         )
 
 
@@ -245,8 +272,10 @@ def _difference(before: Facts, after: Facts, *, in_layer: bool) -> tuple[str, ..
         what.append("mode")
     if (before.uid, before.gid) != (after.uid, after.gid):
         what.append("owner")
-    if before.capable != after.capable:
+    if before.capability != after.capability:
         what.append("capabilities")
+    if before.attributes != after.attributes:
+        what.append("attributes")
     if in_layer and not what and after.kind != tar.DIRECTORY:
         what.append("content")
     return tuple(what)
@@ -478,7 +507,7 @@ def _kinds(facts: Facts, large_bytes: int) -> Iterator[str]:
         # Without the group's execute bit it means a lock, and of directories it is harmless.
         if facts.mode & SETGID and facts.mode & 0o010:
             yield "setgid"
-        if facts.capable:
+        if facts.capability:
             yield "capabilities"
         if facts.size >= large_bytes:
             yield "large"

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ocis2i.container_options import HostEntry
-from ocis2i.errors import UsageError
+from ocis2i.errors import UsageError, shown
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.runner import BindMount, Network
 from ocis2i.s2i import DEFAULT_DESTINATION, IMAGE_METADATA_PATH, Start, parse_user
@@ -168,7 +168,7 @@ def image_name(text: str) -> str:
     """`text` as `FROM` can have it. Raises `UsageError`."""
     if not _PLAIN_IMAGE.fullmatch(text):
         raise UsageError(
-            f"the image name `{_shown(text)}` cannot be written in a Dockerfile",
+            f"the image name `{shown(text)}` cannot be written in a Dockerfile",
             hint="choose a path of letters, digits and `._/+~-`",
         )
     return text
@@ -215,10 +215,11 @@ def build_command(plan: DockerfilePlan) -> str:
 
 
 def _head(plan: DockerfilePlan) -> list[str]:
+    # Each on one line: a line break in a comment would begin an instruction.
     lines = [
         f"{MARK} (experimental): the steps of an S2I build. In this directory, run",
         "#",
-        f"#   {_shown(build_command(plan))}",
+        f"#   {shown(build_command(plan))}",
         "#",
         f"# Labels that assemble writes to {IMAGE_METADATA_PATH} do not reach the image.",
     ]
@@ -226,9 +227,9 @@ def _head(plan: DockerfilePlan) -> list[str]:
         lines.append("# Variables that are secrets are taken from the environment of buildah.")
     if plan.previous:
         word = f"--build-arg PREVIOUS={plan.builder}"
-        lines.append(f"# The first time, without a previous image: {_shown(word)}")
+        lines.append(f"# The first time, without a previous image: {shown(word)}")
     if plan.base.volumes:
-        listed = _shown(", ".join(plan.base.volumes))
+        listed = shown(", ".join(plan.base.volumes))
         lines.append(f"# Changes below the volumes of the builder are lost: {listed}")
     return [*lines, ""]
 
@@ -288,7 +289,7 @@ def _assemble(plan: DockerfilePlan) -> str:
     for name in plan.secret_variables:
         if not _VARIABLE.fullmatch(name):
             raise UsageError(
-                f"the variable `{_shown(name)}` cannot be set by a shell",
+                f"the variable `{shown(name)}` cannot be set by a shell",
                 hint="a Dockerfile has only letters, digits and `_` in names of secret variables",
             )
         id_ = _variable_id(name)
@@ -301,7 +302,7 @@ def _assemble(plan: DockerfilePlan) -> str:
 def _one_line(name: str, value: str) -> str:
     if "\n" in value or "\r" in value:
         raise UsageError(
-            f"the value of the variable `{_shown(name)}` has a line break, which a Dockerfile "
+            f"the value of the variable `{shown(name)}` has a line break, which a Dockerfile "
             "cannot hold",
             hint="leave the variable out, or build without --as-dockerfile",
         )
@@ -315,8 +316,8 @@ def _variable_id(name: str) -> str:
 def _secret_mount(secret: SecretFile, user: str) -> str:
     if not _PLAIN_TARGET.fullmatch(secret.target) or "," in secret.source:
         raise UsageError(
-            f"the injected file `{_shown(secret.source)}` cannot be mounted at "
-            f"`{_shown(secret.target)}` by a Dockerfile",
+            f"the injected file `{shown(secret.source)}` cannot be mounted at "
+            f"`{shown(secret.target)}` by a Dockerfile",
             hint="rename it: blanks, commas and quotes have no place in the names of secrets",
         )
     return (
@@ -438,7 +439,7 @@ def _pairs(instruction: str, pairs: Sequence[tuple[str, str, str]]) -> list[str]
 def _quoted(text: str, name: str) -> str:
     if re.search(r"[\n\r\0]", text):
         raise UsageError(
-            f"`{_shown(name)}` holds a line break, which no Dockerfile can write",
+            f"`{shown(name)}` holds a line break, which no Dockerfile can write",
             hint="leave it out, or build directly",
         )
     return '"' + _escaped(text, '\\"$') + '"'
@@ -453,7 +454,7 @@ def _json(words: Sequence[str]) -> str:
         # A line break would be harmless here, but the paths of comments and messages have none.
         if not word.isprintable():
             raise UsageError(
-                f"`{_shown(word)}` cannot be written in a Dockerfile",
+                f"`{shown(word)}` cannot be written in a Dockerfile",
                 hint="choose a name without such characters, or build without --as-dockerfile",
             )
     return json.dumps(list(words), ensure_ascii=False)
@@ -462,11 +463,6 @@ def _json(words: Sequence[str]) -> str:
 def _check_user(user: str) -> None:
     if user and not _PLAIN_USER.fullmatch(user):
         raise UsageError(
-            f"the user `{_shown(user)}` cannot be written in a Dockerfile",
+            f"the user `{shown(user)}` cannot be written in a Dockerfile",
             hint="give the number of the user with --assemble-user",
         )
-
-
-def _shown(text: str) -> str:
-    """On one line: a line break in a comment would begin an instruction."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from ocis2i.blobs import BlobSource
 from ocis2i.errors import Ocis2iError
+from ocis2i.events import Notice, Report
 from ocis2i.growing import Growing
 from ocis2i.manifest import Descriptor
 from ocis2i.reference import Reference
@@ -30,10 +31,18 @@ LEAST_BYTES = 8 << 20
 class EarlyPush:
     """The early part of a push to the repository of `name`; closed, it takes back what is open."""
 
-    def __init__(self, registry: Registry, name: Reference, *, jobs: int = 4) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        name: Reference,
+        *,
+        jobs: int = 4,
+        report: Report = lambda _: None,
+    ) -> None:
         self._registry = registry
         self._name = name
         self._jobs = jobs
+        self._report = report
         self._cancel = threading.Event()
         self._threads: list[threading.Thread] = []
         self._growing: Growing | None = None
@@ -95,7 +104,16 @@ class EarlyPush:
         self._start(send)
 
     def _start(self, action: Callable[[], None]) -> None:
+        def attempt() -> None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - the push does it again, or says why not
+                said = f"{type(error).__name__}: {error}"
+                self._report(
+                    Notice("warning", f"a bug in ocis2i: the upload beside the build ended: {said}")
+                )
+
         # A daemon: see `transfer.in_parallel`.
-        thread = threading.Thread(target=action, daemon=True, name="early-push")
+        thread = threading.Thread(target=attempt, daemon=True, name="early-push")
         self._threads.append(thread)
         thread.start()

@@ -136,3 +136,9 @@ def exit_code_of(error: Ocis2iError) -> int:
     if isinstance(error, Interrupted):
         return 128 + error.signal_number
     return error.exit_code
+
+
+def shown(text: str) -> str:
+    """Text of others for a message, on one line: what a terminal would obey or cannot print is
+    escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

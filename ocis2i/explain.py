@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ocis2i.errors import UsageError
+from ocis2i.errors import UsageError, shown
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.parameters import Declaration, Parameter, Texts, in_language
 from ocis2i.s2i import (
@@ -22,7 +22,6 @@ from ocis2i.s2i import (
     SCRIPTS_URL_VARIABLE,
     Contract,
 )
-from ocis2i.sources.paths import shown
 
 Language = Literal["en", "zh"]
 VERSION = 1

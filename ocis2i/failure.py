@@ -11,7 +11,8 @@ from typing import Any
 _LONGEST_LINE = 400
 # How many of the last lines are shown again, where all of them were shown as they came.
 _AGAIN_LINES = 10
-_WIDTH = 100
+WIDTH = 100
+LEAST_WIDTH = 40
 _MAY_BE_SAID = ("meaning", "way out")
 _INDENT = " " * 13
 
@@ -72,9 +73,12 @@ class Failure:
         }
 
 
-def screen(failure: Failure, *, said: str = "", quiet: bool = False) -> Iterator[str]:
+def screen(
+    failure: Failure, *, said: str = "", quiet: bool = False, width: int = WIDTH
+) -> Iterator[str]:
     """The lines of the explanation, each indented, without what was `said` already.
 
+    Sentences are cut into lines of `width` columns, of `LEAST_WIDTH` to `WIDTH`.
     The end of the output is there again, unless that was all and is still above. A `quiet` program
     has shown nothing but the end, and just now.
     """
@@ -89,7 +93,7 @@ def screen(failure: Failure, *, said: str = "", quiet: bool = False) -> Iterator
     )
     for name, text in facts:
         if text and not (name in _MAY_BE_SAID and text in said):
-            yield from _wrapped(name, text)
+            yield from _wrapped(name, text, max(LEAST_WIDTH, min(width, WIDTH)))
     # Never cut into lines: they are there to be copied.
     copied = (
         ("container", failure.container),
@@ -115,10 +119,10 @@ def _output(failure: Failure, *, quiet: bool) -> Iterator[str]:
             yield f"  | {_one_line(line[:_LONGEST_LINE])}{more}"
 
 
-def _wrapped(name: str, text: str) -> Iterator[str]:
+def _wrapped(name: str, text: str, width: int) -> Iterator[str]:
     yield from textwrap.wrap(
         _one_line(text),
-        _WIDTH,
+        width,
         initial_indent=f"  {name:<11}",
         subsequent_indent=_INDENT,
         break_long_words=False,

@@ -126,6 +126,17 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[Lock]:
         lock.release()
 
 
+@contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Holds a lock on the directory itself: a lock file would stay where it is not wanted."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_tree(path: Path) -> bool:
     """Removes a tree (or file) of our own; false when something in it is not ours to remove."""
     try:

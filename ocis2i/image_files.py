@@ -14,17 +14,17 @@ from typing import Literal
 
 from ocis2i import tar
 from ocis2i.blobs import BlobSource
-from ocis2i.compression import open_decompressed
+from ocis2i.decompression import open_decompressed
 from ocis2i.errors import ImageError, PolicyError
 from ocis2i.images import Obtained, PassingBlobs, Places
+from ocis2i.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
 from ocis2i.manifest import Layer
 
 CONTENT_LIMIT = 1 << 20
 _ALL_CONTENT_LIMIT = 64 << 20
 _MOST_ENTRIES = 3_000_000
 _MOST_LINKS = 40  # as the kernel has it (path_resolution(7))
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
+_WHITEOUT, _OPAQUE = WHITEOUT_PREFIX.decode(), OPAQUE_MARKER.decode()
 
 Kind = Literal["file", "directory", "link", "other"]
 _KINDS: Mapping[bytes, Kind] = {

@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ocis2i.agent.inject import FILE_LIMIT, SIZE_LIMIT
-from ocis2i.errors import UsageError
+from ocis2i.errors import UsageError, shown
 from ocis2i.mappings import PathPair
 from ocis2i.s2i import IMAGE_METADATA_PATH, absolute_path
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE, Filter, compile_exclude
 from ocis2i.sources.local import DEPTH_LIMIT
-from ocis2i.sources.paths import find_real, open_real, shown
+from ocis2i.sources.paths import DIRECTORY, find_real, identity_of, open_real, status_of
 
 # What ocis2i itself mounts into the container or reads there, and how to have it another way.
 RESERVED = {
@@ -39,7 +39,6 @@ RESERVED = {
 
 _FLAG = "`--inject`"
 _KUBERNETES_DATA = "..data"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DROPPED = Filter(compile_exclude(DEFAULT_EXCLUDE))
 
 
@@ -170,8 +169,8 @@ def _list_pair(pair: PathPair, workdir: str, cwd: Path, listing: _Listing) -> No
 def _list_directory(typed: str, real: str, top: str, listing: _Listing) -> None:
     with _opened(real) as root_fd:
         walk = _Walk(typed, real, top, root_fd, listing)
-        with open_real(root_fd, ".", _DIRECTORY) as start_fd:
-            walk.children(start_fd, _Place("", ".", (_identity(start_fd),)))
+        with open_real(root_fd, ".", DIRECTORY) as start_fd:
+            walk.children(start_fd, _Place("", ".", (identity_of(start_fd),)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,15 +221,15 @@ class _Walk:
         if _DROPPED.excludes_within(found.path):
             return
         self._listing.count()
-        status = os.stat(found.path, dir_fd=self._root_fd, follow_symlinks=False)
+        status = status_of(self._root_fd, found.path)
         if stat.S_ISDIR(status.st_mode):
             self._directory(replace(place, real=found.path))
         else:
             self._file(replace(place, real=found.path))
 
     def _directory(self, place: _Place) -> None:
-        with open_real(self._root_fd, place.real, _DIRECTORY) as directory_fd:
-            identity = _identity(directory_fd)
+        with open_real(self._root_fd, place.real, DIRECTORY) as directory_fd:
+            identity = identity_of(directory_fd)
             if identity in place.above:
                 raise _refusal(self._named(place), "is a link to a directory that contains it")
             if len(place.above) > DEPTH_LIMIT:
@@ -239,7 +238,7 @@ class _Walk:
 
     def _file(self, place: _Place) -> None:
         parent, _, name = place.real.rpartition("/")
-        with open_real(self._root_fd, parent or ".", _DIRECTORY) as parent_fd:
+        with open_real(self._root_fd, parent or ".", DIRECTORY) as parent_fd:
             size = _check_file(parent_fd, name, f"{self._typed}/{place.path}")
         source = posixpath.join(self._root, place.real)
         target = posixpath.join(self._top, place.path)
@@ -257,7 +256,7 @@ def _names(directory_fd: int) -> list[str]:
     """
     names = sorted(os.listdir(directory_fd))
     if _KUBERNETES_DATA in names:
-        mode = os.stat(_KUBERNETES_DATA, dir_fd=directory_fd, follow_symlinks=False).st_mode
+        mode = status_of(directory_fd, _KUBERNETES_DATA).st_mode
         if stat.S_ISLNK(mode):
             return [name for name in names if not name.startswith("..")]
     return names
@@ -269,7 +268,7 @@ def _check_file(parent_fd: int, name: str, typed: str) -> int:
     Opening a device can do things, and a FIFO would wait.
     """
     try:
-        before = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        before = status_of(parent_fd, name)
         if not stat.S_ISREG(before.st_mode):
             raise _refusal(typed, f"is {_KINDS.get(stat.S_IFMT(before.st_mode), 'special')}")
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -300,18 +299,13 @@ def _check_names(source: str, target: str) -> None:
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
     try:
-        descriptor = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(path, DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
 
 
 def _parents(path: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocis2i.binaries import runs_on
-from ocis2i.errors import PolicyError, SourceError
+from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.events import Notice, Report, stage
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Layers, Obtained, blamed_on, obtain
@@ -26,7 +26,6 @@ from ocis2i.s2i import (
 from ocis2i.scripts import ScriptSet, read_environment, resolve
 from ocis2i.session import Session
 from ocis2i.sources import SourceInfo, SourceTree, fetch
-from ocis2i.sources.paths import shown
 from ocis2i.spec import BuildSpec
 from ocis2i.store import LayerRecord
 from ocis2i.tools import Tools

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from ocis2i.allowed_hosts import AllowList
@@ -26,6 +25,7 @@ from ocis2i.fs import Lock, write_atomic
 from ocis2i.isolation.agent import Agent, agent
 from ocis2i.isolation.console import is_terminal, size
 from ocis2i.isolation.network import connected
+from ocis2i.kept_document import VERSION, faults
 from ocis2i.manifest import Json, encode_json, json_object
 from ocis2i.records import KEPT
 from ocis2i.rootfs import Rootfs
@@ -35,28 +35,6 @@ from ocis2i.session import Session, check_weak
 from ocis2i.settings import Settings
 from ocis2i.spec import BuildSpec
 from ocis2i.store import BUILD_LOCK, Store
-
-VERSION = 1
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "script": str,
-    "tree": str,
-    "environment": list,
-    "cwd": str,
-    "identity": dict,
-    "volumes": list,
-    "add_hosts": list,
-    "cap_drop": list,
-    "network": str,
-    "seccomp": bool,
-    "no_new_privs": bool,
-    "isolation": str,
-    "weak": (str, NoneType),
-    "ids": str,
-    "rootfs": str,
-    "buildah_mode": (str, NoneType),
-    "left_out": list,
-}
-_IDENTITY = ("uid", "gid", "groups", "home", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,24 +134,14 @@ def load(directory: Path) -> Kept | None:
         data = path.read_bytes()
     except (OSError, ValueError):
         return None
-    document = json_object(data)
-    if document is None or not _is_whole(document):
+    document = json_object(data) or {}
+    if wrong := faults(document):
         raise OutputError(
             f"the kept container `{directory}` cannot be opened: `{KEPT}` is damaged, or of "
-            "another ocis2i",
+            f"another ocis2i ({', '.join(wrong)})",
             hint="build again with --keep-failed; `ocis2i prune` removes what is there",
         )
     return Kept(directory.resolve(), document)
-
-
-def _is_whole(document: Json) -> bool:
-    """Whether it has what `describe` writes. Pure."""
-    return (
-        document.get("version") == VERSION
-        and document.keys() >= _FIELDS.keys()
-        and all(isinstance(document[name], kind) for name, kind in _FIELDS.items())
-        and document["identity"].keys() >= set(_IDENTITY)
-    )
 
 
 def enter(

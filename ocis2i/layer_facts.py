@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocis2i import tar
+from ocis2i.agent.tree import ESCAPED_XATTR, OPAQUE_XATTR, OVERLAY_XATTR
 from ocis2i.archives import open_image
 from ocis2i.blobs import CHUNK, BlobSource
-from ocis2i.compression import DiffIdReader, open_decompressed
+from ocis2i.decompression import DiffIdReader, open_decompressed
 from ocis2i.differences import (
     CAPABILITY,
     Change,
@@ -28,10 +29,12 @@ from ocis2i.differences import (
     compare,
     compare_trees,
     interest,
+    marks_of,
     merge,
 )
 from ocis2i.errors import ImageError, Ocis2iError, PolicyError
 from ocis2i.images import PassingBlobs, Places, inspect
+from ocis2i.layers import WHITEOUT_PREFIX
 from ocis2i.manifest import Image, Layer, decode_image
 from ocis2i.reference import (
     Digest,
@@ -49,7 +52,6 @@ MADE_BY_US = "ocis2i build"
 ENTRY_LIMIT = 2_000_000
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPAQUE = "user.overlay.opaque"
 
 Wanted = Callable[[bytes], bool]
 
@@ -227,7 +229,7 @@ def _read(
         try:
             while (header := reader.next()) is not None:
                 name = header.name.strip(b"/").removeprefix(b"./")
-                if wanted is None or wanted(name) or b".wh." in name or b"./" in name:
+                if wanted is None or wanted(name) or WHITEOUT_PREFIX in name or b"./" in name:
                     budget.spend(what)
                     content = _digest(reader) if with_content and header.size else b""
                     facts.take(header, content)
@@ -398,16 +400,16 @@ class _Unpacked:
         target = b""
         if stat.S_ISLNK(mode):
             target = os.readlink(name, dir_fd=directory)
-        capable = False
+        marks: tuple[bytes, ...] = ()
         if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-            marks = _attributes(directory, name)
-            capable = os.fsdecode(CAPABILITY) in marks
-            if stat.S_ISDIR(mode) and _OPAQUE in marks:
+            names = _attributes(directory, name)
+            if stat.S_ISDIR(mode) and OPAQUE_XATTR in names:
                 self._facts.opaque.add(path)
+            marks = marks_of(_image_attributes(directory, name, names)) if names else ()
         uid, gid = self._owner(path, found)
         size = found.st_size if stat.S_ISREG(mode) else 0
         self._facts.entries[path] = Facts(
-            _kind(mode), stat.S_IMODE(mode), uid, gid, size, target, b"", capable
+            _kind(mode), stat.S_IMODE(mode), uid, gid, size, target, b"", *marks
         )
 
     def _owner(self, path: bytes, found: os.stat_result) -> tuple[int, int]:
@@ -436,6 +438,26 @@ def _attributes(directory: int, name: bytes) -> Sequence[str]:
         return os.listxattr(path, follow_symlinks=False)
     except OSError:  # a disk without them
         return ()
+
+
+def _image_attributes(
+    directory: int, name: bytes, names: Sequence[str]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Those of an unpacked file that its image gave it: see `agent.tree.image_xattrs`.
+
+    Raises `PermissionError` for those of a file that is not ours to read.
+    """
+    path = os.fsencode(_place(directory)) + b"/" + name
+    for one in map(os.fsencode, names):
+        called = one
+        if one.startswith(ESCAPED_XATTR):
+            called = OVERLAY_XATTR + one[len(ESCAPED_XATTR) :]
+        elif one.startswith(OVERLAY_XATTR):
+            continue
+        value = b""
+        if one == CAPABILITY or one.startswith(b"user."):
+            value = os.getxattr(path, one, follow_symlinks=False)
+        yield called, value
 
 
 IdMap = tuple[tuple[int, int, int], ...]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, quote_plus
 
 from ocis2i.blobs import Readable
-from ocis2i.errors import PolicyError
+from ocis2i.errors import PolicyError, shown
 
 if TYPE_CHECKING:  # few builds have one
     from ocis2i.confidential import Secret
@@ -96,8 +96,7 @@ class Finder:
         """Remembers that the value or form `data` was found."""
         if len(self._leaks) < LEAK_LIMIT:
             needle = self._needles[data]
-            shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in where)
-            leak = Leak(needle.name, self._masked(shown, record=False), needle.form)
+            leak = Leak(needle.name, self._masked(shown(where), record=False), needle.form)
             self._leaks.setdefault(leak)
 
     def hits(self, data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import os
 import stat
@@ -17,7 +16,7 @@ from typing import Any
 from ocis2i.credential_helpers import Helper
 from ocis2i.credentials import Credentials
 from ocis2i.errors import Ocis2iError, RegistryError, UsageError
-from ocis2i.fs import explain, write_atomic
+from ocis2i.fs import explain, locked_directory, write_atomic
 from ocis2i.keychain import (
     HUB_KEY,
     AuthFile,
@@ -181,7 +180,7 @@ def _changing(path: Path) -> Iterator[dict[str, Any]]:
     try:
         real.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(path, real)
-        with _locked_directory(real.parent):
+        with locked_directory(real.parent):
             document = read_auth_file(AuthFile(real)) or {}
             before = json.dumps(document)
             yield document
@@ -207,14 +206,3 @@ def _check_owner(path: Path, real: Path) -> None:
             f"everybody may write in `{real.parent}`: credentials are not kept there",
             hint=f"chmod o-w {real.parent}",
         )
-
-
-@contextmanager
-def _locked_directory(directory: Path) -> Iterator[None]:
-    """Holds a lock on the directory itself: a lock file would stay in the user's own directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,9 @@ from ocis2i.reference import Digest, Platform
 
 Json = dict[str, Any]
 
+# Of an entry of a layout's index: the name of the image (image-spec, annotations.md).
+REF_NAME = "org.opencontainers.image.ref.name"
+
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from ocis2i.errors import UsageError
+from ocis2i.errors import UsageError, shown
 
 # source-to-image, `pkg/api/types.go`, `invalidFilenameCharacters`
 FORBIDDEN = frozenset("`;*?\"<>|%#$!+{}&[],'")
@@ -87,7 +87,7 @@ def _parse_pair(text: str, where: str, reason: str | None) -> PathPair:
 def _quoted(character: str) -> str:
     if character == "`":
         return "'`'"
-    return f"`{character if character.isprintable() else ascii(character)[1:-1]}`"
+    return f"`{shown(character)}`"
 
 
 def _clean(path: str) -> str:

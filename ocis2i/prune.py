@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from ocis2i import journal
+from ocis2i import record_files
 from ocis2i.errors import OutputError
 from ocis2i.events import Notice, Report
 from ocis2i.finished import Finished
@@ -52,8 +52,8 @@ def prune(
     removed.
     """
     old = old or OldRecords(0 if everything else settings.keep_builds)
-    _remove(journal.leftovers(store.root), None)
-    records = journal.retire(store.root, old.keep, before=old.before)
+    _remove(record_files.leftovers(store.root), None)
+    records = record_files.retire(store.root, old.keep, before=old.before)
     return replace(_prune_store(store, settings, everything=everything), records=records)
 
 

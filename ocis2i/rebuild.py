@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ocis2i.errors import ImageError, PolicyError, UsageError
+from ocis2i.errors import ImageError, PolicyError, UsageError, shown
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
 from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location
@@ -27,7 +27,6 @@ from ocis2i.s2i import (
     read_start,
     redact_url,
 )
-from ocis2i.sources.paths import shown
 
 _BUILD = f"{LABEL_NAMESPACE}build."
 IMAGE_LABEL = f"{_BUILD}image"

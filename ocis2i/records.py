@@ -9,7 +9,7 @@
 Nothing says `running`: the state is computed. The lock tells of a process that lives, whatever
 was killed and whenever the machine was restarted; where a file system has no locks, the process
 ID tells it, together with the start of the process and the run of the kernel. `docs/builds.md`
-and `docs/schemas/` are for other readers. `ocis2i.journal` is who writes.
+and `docs/schemas/` are for other readers. `ocis2i.record_files` is who writes.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class Record:
         return self.text("id") or self.path.name
 
     @property
+    def called(self) -> str:
+        """What to call the build on a command line; a record that `--record` put is at its path."""
+        return self.id if self.path.name == self.id else str(self.path.absolute())
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All names that the image is to have, normalised; the first is the build's."""
         names = self.document.get("names")
@@ -156,6 +161,21 @@ class Record:
     def result(self) -> Json | None:
         """The document of the end, `None` when there is none, or none that can be read."""
         return _read(self.path / RESULT)
+
+    @property
+    def lost_result(self) -> str | None:
+        """What is wrong with a document of the end that was written; `None`: nothing, or no end."""
+        if self.is_running or self.result is not None:
+            return None
+        ended: Json | None = None
+        for event in self.events():
+            if event.get("type") in ("ended", "resumed"):
+                ended = event if event["type"] == "ended" else None
+        said = _damaged(self.path / RESULT)
+        if ended is None:
+            return said
+        words = [str(ended[key]) for key in ("state", "reason") if ended.get(key)]
+        return f"{said or f'`{RESULT}` is missing'}; `{EVENTS}` says: {', '.join(words)[:80]}"
 
     @property
     def is_running(self) -> bool:

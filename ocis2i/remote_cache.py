@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ocis2i.blobs import CHUNK
-from ocis2i.compression import Compression, compress, open_decompressed
+from ocis2i.compression import Compression, compress
 from ocis2i.errors import ImageError, PolicyError
 from ocis2i.images import Obtained, Places
 from ocis2i.manifest import OCI_LAYER_ZSTD, format_time
@@ -108,6 +108,8 @@ def read_cache(
     what = f"the cache `{source}`"
     if blob.size > size_limit:
         raise PolicyError(f"{what} has {blob.size} bytes, the limit is {size_limit}")
+    from ocis2i.decompression import open_decompressed  # noqa: PLC0415 - few builds have one
+
     with places.store.scratch_file() as fetched:
         places.registry.fetch_blob(source, blob, fetched)
         fetched.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TextIO
 
-from ocis2i.errors import Ocis2iError
+from ocis2i.errors import Ocis2iError, shown
 from ocis2i.events import (
     ContainerKept,
     Event,
@@ -185,9 +186,7 @@ class Lines:
 
 def printable(text: str) -> str:
     """Text of ours that may quote an image: nothing in it steers a terminal."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
-    )
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def tell(error: Ocis2iError, stream: TextIO, *, quiet: bool) -> None:
@@ -198,11 +197,20 @@ def tell(error: Ocis2iError, stream: TextIO, *, quiet: bool) -> None:
     lines = [f"error: {error.message}"]
     lines += [f"hint: {error.way_out}"] if error.way_out else []
     if error.failure:
-        from ocis2i.failure import screen  # noqa: PLC0415 - few builds load it
+        from ocis2i.failure import WIDTH, screen  # noqa: PLC0415 - few builds load it
 
         said = f"{error.message}\n{error.way_out or ''}"
-        lines += screen(error.failure, said=said, quiet=quiet)
+        width = columns_of(stream) or WIDTH
+        lines += screen(error.failure, said=said, quiet=quiet, width=width)
     stream.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def columns_of(stream: TextIO) -> int:
+    """How wide the terminal is that `stream` goes to; 0 where it is none, or nobody knows."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...]) -> str:

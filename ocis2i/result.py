@@ -86,7 +86,8 @@ def push_early(spec: BuildSpec, inputs: Inputs, tools: Tools, guard: ExitStack) 
         return None
     from ocis2i.early_push import EarlyPush  # noqa: PLC0415 - for who pushes
 
-    early = EarlyPush(tools.places.registry, spec.names[0], jobs=tools.places.jobs)
+    places, report = tools.places, inputs.hidden.masked(tools.report)
+    early = EarlyPush(places.registry, spec.names[0], jobs=places.jobs, report=report)
     guard.callback(early.close)
     base = inputs.base
     layers = [layer.descriptor for layer in base.image.layers]

@@ -6,6 +6,7 @@ events; so a push that broke, or a process that was killed, costs no more than w
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def stored_digest(record: Record) -> tuple[Digest, Json]:
     if record.is_running:
         raise UsageError(
             f"the build `{record.id}` is still running",
-            hint=f"wait for it: ocis2i wait {record.id}",
+            hint=f"wait for it: {shlex.join(['ocis2i', 'wait', record.called])}",
         )
     stored = record.stored()
     if stored is not None and not record.document:

@@ -135,9 +135,18 @@ class Retries:
         self._clock = clock
         self._deadline = deadline or Deadline(None, clock)
 
-    def call(self, action: Callable[[], T], cancel: threading.Event | None = None) -> T:
-        """The value of `action()`, tried by the policy; raises its last error."""
-        series = self.series(cancel)
+    def call(
+        self,
+        action: Callable[[], T],
+        cancel: threading.Event | None = None,
+        *,
+        failed_for: float | None = None,
+    ) -> T:
+        """The value of `action()`, tried by the policy; raises its last error.
+
+        `failed_for`: it was tried once before, and failed after so many seconds.
+        """
+        series = self.series(cancel, failed_for=failed_for)
         while True:
             self.check(cancel)
             try:
@@ -145,9 +154,24 @@ class Retries:
             except RequestError as error:
                 series.failed(error)
 
-    def series(self, cancel: threading.Event | None = None) -> Series:
-        """The tries of one thing that begin now."""
-        return Series(self._policy, self._jitter, self._clock, partial(self._pause, cancel))
+    def series(
+        self, cancel: threading.Event | None = None, *, failed_for: float | None = None
+    ) -> Series:
+        """The tries of one thing that begin now, or go on: see `call`."""
+        pause = partial(self._pause, cancel)
+        return Series(self._policy, self._jitter, self._clock, pause, failed_for=failed_for)
+
+    def timed(self, action: Callable[[], T], note: Callable[[float], object]) -> T:
+        """`action()`, tried once; `note` hears after how many seconds it failed, if it may not have
+        to fail again.
+        """
+        began = self._clock()
+        try:
+            return action()
+        except RequestError as error:
+            if error.retryable:
+                note(self._clock() - began)
+            raise
 
     def check(self, cancel: threading.Event | None) -> None:
         """Raises when it is no use to go on: what was cancelled, or has taken too long."""
@@ -176,13 +200,15 @@ class Series:
         jitter: Callable[[], float],
         clock: Callable[[], float],
         pause: Callable[[RequestError, float], None],
+        *,
+        failed_for: float | None = None,
     ) -> None:
         self._policy = policy
         self._jitter = jitter
         self._clock = clock
         self._pause = pause
-        self._failures = 0
-        self._spent = 0.0
+        self._failures = 0 if failed_for is None else 1
+        self._spent = failed_for or 0.0
         self._began = clock()
 
     def failed(self, error: RequestError, *, moved: bool = False) -> None:

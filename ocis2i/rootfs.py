@@ -12,7 +12,7 @@ from ocis2i.events import Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import Ground
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
-from ocis2i.isolation.tried import Tried
+from ocis2i.isolation.tried import disk_refusal
 from ocis2i.runner import BindMount
 from ocis2i.s2i import Identity
 from ocis2i.settings import RootfsKind
@@ -320,11 +320,4 @@ def _overlay_refusal(agent: Agent, directory: Path) -> str | None:
     """Why no overlay can be made in the build's `directory`; `None`: it works, or lately did."""
     if not agent.ground.can_mount:
         return "nothing can be mounted here"
-    tried = Tried.beside(directory)
-    if tried.knows_disk("overlay", agent.ground):
-        return None
-    refusal = agent.request("overlay", directory=str(directory))["refusal"]
-    if refusal is None:
-        tried.note_disk("overlay", agent.ground)
-        return None
-    return str(refusal)
+    return disk_refusal("overlay", directory, agent)

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ocis2i.errors import UsageError
-from ocis2i.sources.paths import shown
+from ocis2i.errors import UsageError, shown
 
 VERSION = 1
 

@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ocis2i.errors import ImageError, UsageError
+from ocis2i.errors import ImageError, UsageError, shown
 from ocis2i.fs import explain, write_atomic
 from ocis2i.manifest import parse_json
 from ocis2i.rebuild import lost_secret
 from ocis2i.s2i import redact_url
-from ocis2i.sources.paths import shown
 
 FILE = ".s2ifile"
 OLD_FILE = ".stifile"

@@ -9,14 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from ocis2i.causes import (
-    Cause,
-    Circumstances,
-    MemoryKill,
-    elf_loader,
-    elf_machine,
-    find_cause,
-)
+from ocis2i import elf
+from ocis2i.causes import Cause, Circumstances, MemoryKill, find_cause
 from ocis2i.errors import Ocis2iError, ScriptError
 from ocis2i.failure import Failure
 from ocis2i.limits import Kind
@@ -130,13 +124,13 @@ def not_started(error: Ocis2iError, run: RunSpec, tree: Tree) -> Cause:
     program = run.argv[0]
     head = _head(program, tree)
     machine = os.uname().machine
-    made_for = elf_machine(head)
+    made_for = elf.machine(head)
     if made_for and made_for != machine and (made_for, machine) != ("i386", "x86_64"):
         return Cause(
             f"`{program}` is a program for {made_for}, and this machine is {machine}",
             "take a builder for this machine's processor (--platform), or build on such a machine",
         )
-    loader = elf_loader(head)
+    loader = elf.loader(head)
     if loader and tree.modes([loader])[0] is None:
         return Cause(
             f"`{program}` needs the loader `{loader}`, which the builder does not have: it is "

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, assert_never
 
-from ocis2i.errors import ScriptsError, SourceError, UsageError
+from ocis2i.errors import ScriptsError, SourceError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.net import is_web_url, redacted
@@ -35,7 +35,7 @@ from ocis2i.s2i import (
 )
 from ocis2i.sources import SourceTree
 from ocis2i.sources.local import copy_file
-from ocis2i.sources.paths import find_real, open_directory, open_real, read_text, shown
+from ocis2i.sources.paths import find_real, open_directory, open_real, read_text
 
 ENVIRONMENT_LIMIT = 1 << 20
 SCRIPT_MODE = 0o755

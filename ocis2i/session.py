@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ocis2i import syscalls, variables
 from ocis2i.container_options import HostEntry
-from ocis2i.errors import IsolationError, Ocis2iError
+from ocis2i.errors import Interrupted, IsolationError, Ocis2iError
 from ocis2i.events import Event, Notice, Report
 from ocis2i.fs import Lock, remove_tree
 from ocis2i.isolation.agent import Agent, Ahead, agent
@@ -70,8 +70,24 @@ class Session:
     def begin_to_empty(self) -> None:
         """Lets the agent remove the session's files while the caller goes on without them.
 
-        The agent does nothing else until it is through, and the session's end waits for that.
+        The agent does nothing else until it is through, and the session's end waits for that. Where
+        it is gone, the session's end says so: what was made by it is whole.
         """
+        with suppress(IsolationError):
+            self._post_empty()
+
+    def empty(self) -> str | None:
+        """Removes the session's files; why that failed, or `None`."""
+        try:
+            self._post_empty()
+            self.agent.reply()
+        except Interrupted:
+            raise
+        except Ocis2iError as error:
+            return error.message
+        return None
+
+    def _post_empty(self) -> None:
         self.agent.post("empty", build=str(self.directory), keep=BUILD_LOCK)
 
     def runner(self, wanted: str | None) -> Runner:
@@ -217,12 +233,24 @@ def session(
                     kind = choose_kind(running, directory, settings.rootfs, report)
                 here = Session(running, directory, search_path, kind, buildah_mode, weak)
                 yield here
-                here.begin_to_empty()
-                running.reply()
+                refused = here.empty()
+            if refused:
+                _clean_up(directory, refused, search_path, report)
         except BaseException:
             if not (directory / KEPT).exists():
                 remove_leftovers([directory], search_path=search_path)
             raise
+
+
+def _clean_up(directory: Path, refused: str, search_path: str | None, report: Report) -> None:
+    """Removes what an agent could not; what it was there for is done, whatever comes of that."""
+    lock = directory / BUILD_LOCK
+    left = remove_leftovers(
+        [path for path in directory.iterdir() if path != lock], search_path=search_path
+    )
+    if left:
+        said = f"files of the build are left in `{directory}`: {refused}"
+        report(Notice("warning", f"{said}; `ocis2i prune` removes them"))
 
 
 def weak_way(isolation: str | None, settings: Settings) -> Weak | None:

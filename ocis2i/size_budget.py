@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ocis2i.blobs import BlobSource
 from ocis2i.differences import Tree, telling_rows
-from ocis2i.errors import PolicyError
+from ocis2i.errors import PolicyError, shown
 from ocis2i.layer_facts import changes_of_layer
 from ocis2i.limits import human_size
 from ocis2i.manifest import Layer
@@ -22,7 +22,7 @@ def hold_to_budget(budget: int, size: int, layer: Layer, blobs: BlobSource, name
     rows = telling_rows(Tree(changes_of_layer(layer, blobs)), _ROWS)
     largest = [(row.path, row.rest, row.summed.bytes_new) for row in rows if row.summed.bytes_new]
     told = ", ".join(
-        f"`{_shown(path)}{'*' if rest else ''}` ({human_size(bytes_new)})"
+        f"`{_directory(path)}{'*' if rest else ''}` ({human_size(bytes_new)})"
         for path, rest, bytes_new in largest
     )
     raise PolicyError(
@@ -33,8 +33,7 @@ def hold_to_budget(budget: int, size: int, layer: Layer, blobs: BlobSource, name
     )
 
 
-def _shown(path: bytes) -> str:
+def _directory(path: bytes) -> str:
     """A directory of an image, which may be anything, for a terminal: `/opt/app/`."""
-    text = path.decode(errors="backslashreplace")
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    text = shown(path.decode(errors="backslashreplace"))
     return f"/{text}/" if text else "/"

@@ -37,6 +37,7 @@ from ocis2i.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_MANIFEST,
+    REF_NAME,
     Descriptor,
     Encoded,
     Index,
@@ -52,7 +53,6 @@ from ocis2i.placement import Emptied, new_directory
 from ocis2i.reference import Digest, Reference
 from ocis2i.whereabouts import Whereabouts
 
-REF_NAME = "org.opencontainers.image.ref.name"
 # Of an entry of the store's index: the repository that has layers which the store lacks.
 ORIGIN = "io.ocis2i.layers-from"
 # And the source that it was built from here, and the builder.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import BinaryIO
 
 from ocis2i.blobs import BlobSource, VerifiedReader
+from ocis2i.errors import RegistryError
 from ocis2i.manifest import DOCUMENT_LIMIT, Descriptor, Encoded, Index, Manifest
 from ocis2i.net import RequestError
 from ocis2i.reference import Reference
@@ -30,7 +31,13 @@ class RegistryImage:
 
     def manifest(self) -> Manifest | Index:
         """What the reference points at now."""
-        return self._registry.get_manifest(self._reference)
+        try:
+            return self._registry.get_manifest(self._reference)
+        except RegistryError as error:
+            # Of a registry that cannot be reached, or takes its time, the host alone is named.
+            if self._reference.repository not in error.message:
+                error.message = f"cannot get the image `{self._reference}`: {error.message}"
+            raise
 
     def child(self, descriptor: Descriptor) -> Manifest | Index:
         """A manifest of the index."""

@@ -20,7 +20,6 @@ from typing import Any
 
 from ocis2i.blob_stream import BlobStream
 from ocis2i.blobs import CHUNK, VerifiedReader
-from ocis2i.compression import DiffIdReader, open_decompressed
 from ocis2i.errors import ImageError, Ocis2iError, OutputError, PolicyError
 from ocis2i.events import Notice
 from ocis2i.fs import boot_id, wide_pipe
@@ -205,12 +204,14 @@ class _Unpacking:
         return answer
 
     def _pump(self, layer: Layer, blob: VerifiedReader, pipe: int) -> None:
+        # Most builds find their layers unpacked.
+        from ocis2i.decompression import DiffIdReader, open_decompressed  # noqa: PLC0415
+
         descriptor = layer.descriptor
         large = descriptor.size > _LARGE_BYTES
         plain = open_decompressed(blob, descriptor.media_type, what="its blob", large=large)
         tar = DiffIdReader(plain, what="its blob")
-        while data := plain.read1(CHUNK):
-            tar.feed(data)
+        while data := tar.read1(CHUNK):
             _write(pipe, data)
             check_cancelled(self._cancel)
         _read_on(blob)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from ocis2i import tar
 from ocis2i.blobs import CHUNK
 from ocis2i.compression import Compression, compress
-from ocis2i.errors import SourceError, UsageError
+from ocis2i.errors import SourceError, UsageError, shown
 from ocis2i.events import Report, stage
 from ocis2i.fs import remove_tree
 from ocis2i.images import Places
@@ -39,7 +39,6 @@ from ocis2i.rebuild import is_remote
 from ocis2i.reference import Reference
 from ocis2i.settings import Settings
 from ocis2i.sources import Source, SourceInfo, fetch
-from ocis2i.sources.paths import shown
 
 _NS = 1_000_000_000
 

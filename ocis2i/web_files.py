@@ -38,6 +38,8 @@ _HTML_STARTS = (b"<!doctype html", b"<html")
 _HTML_LOOK = 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _PIN = "sha256="
+# Of other tools: they would be taken for a branch of git.
+_OTHER_PINS = ("md5=", "sha1=", "sha512=", "sha384=", "checksum=")
 _MUCH = 1 << 20  # who got on so far over a bad line is not at the end of its patience
 _GONE = (404, 410)
 _REFUSED = (401, 403)
@@ -51,11 +53,16 @@ def looks_like_html(body: bytes) -> bool:
 
 def is_pinned(fragment: str) -> bool:
     """Whether what stands behind `#` is a digest of a file, and no ref of git."""
-    return fragment.lower().startswith(_PIN)
+    return fragment.lower().startswith((_PIN, *_OTHER_PINS))
 
 
 def parse_pin(fragment: str) -> str:
     """The SHA-256 of `sha256=HEX`, in lower case; raises `UsageError`."""
+    if not fragment.lower().startswith(_PIN):
+        raise UsageError(
+            f"`#{fragment[:80]}` is no digest that is known here",
+            hint="write #sha256= and 64 hexadecimal digits, which `sha256sum FILE` prints",
+        )
     digest = fragment[len(_PIN) :].lower()
     if not _DIGEST.match(digest):
         raise UsageError(

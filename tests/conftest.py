@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.fakes.docker_registry import registry_program
 from tests.fakes.images import busybox_builder
 from tests.fakes.program import Program, program
 
@@ -76,3 +77,13 @@ def needs(*names: str) -> pytest.MarkDecorator:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in names if shutil.which(name, path=path) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+needs_registry = pytest.mark.skipif(
+    registry_program() is None, reason="no registry program on PATH"
+)
+
+# Executors that a test runs with where their programs are installed.
+RUNC = pytest.param("runc", marks=needs("runc"))
+CRUN = pytest.param("crun", marks=needs("crun"))
+BUILDAH = pytest.param("buildah", marks=needs("buildah", "runc"))

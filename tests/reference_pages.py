@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from ocis2i.commands.application import VERBS
 from ocis2i.s2i import REQUIRED_SCRIPTS, SCRIPT_NAMES
 from tests import declared
 from tests.declared import BEFORE_THE_VERB, Parameter
+from tests.pages import PROJECT, check_parser, write_or_check
 
-PROJECT = Path(__file__).parent.parent
 DATA = PROJECT / "docs/reference"
 Language: TypeAlias = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -606,21 +605,14 @@ def pages() -> Iterator[tuple[Path, str]]:
         yield COMING_FROM[language], render_coming_from(language)
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the pages, or with `--check` only says whether they are current; the exit code."""
-    parser = argparse.ArgumentParser(prog="reference", description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = check_parser("reference").parse_args(arguments)
     try:
         made = list(pages())
     except IncompleteError as error:
         sys.stderr.write(f"{error}\n\nerror: the above is to be put right in docs/reference/\n")
         return 1
-    for path, text in made:
-        if not options.check:
-            path.write_text(text)
-        elif not path.exists() or path.read_text() != text:
-            name = path.relative_to(PROJECT)
-            sys.stderr.write(f"error: {name} is not current\nhint: run scripts/reference\n")
-            return 1
-    return 0
+    return max(
+        write_or_check(path, text, program="reference", check=options.check) for path, text in made
+    )

@@ -14,19 +14,19 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 ORDER = """
 failure errors variables reference manifest indexes oci_artifacts s2i patterns parameters shell
 mappings confidential settings events limits
-runner causes uids credentials
+runner elf causes uids credentials
 syscall_numbers seccomp syscalls fs placement proc container_config certificates net retries
 endpoints container_options allowed_hosts preferences forwarding relay proxy
-blobs leaks mirrors tar layers differences compression agent archives
+blobs leaks mirrors tar layers differences compression decompression agent archives
 policy whereabouts store auth registries credential_helpers keychain login growing registry
 blob_stream transfer early_push referrers oras_client outputs images image_files layer_facts
 size_budget publish joins
-command_words records journal
+command_words records record_files journal
 binaries web_files sources injections scripts script_failure download callback tools
 prepare_source kube
 isolation volumes unpack rootfs artifacts remote_cache session in_place declared
-rebuild s2ifile scaffold spec refusals hidden container failed_shell kept incremental extended
-inputs result finished unchanged build launch prune resume upload dockerfile export
+rebuild s2ifile scaffold spec refusals hidden container failed_shell kept_document kept incremental
+extended inputs result finished unchanged build launch prune resume upload dockerfile export
 report live markup treemap build_facts build_page documents
 explain rules script_checks builder_checks build_rows following doctor
 completion commands cli __main__
@@ -42,8 +42,8 @@ ONLY_IN = {
     "requests": {"net", "registry", "auth", "oras_client", "web_files"},
     "oras": {"oras_client"},
     "urllib3": {"net", "registry", "auth"},
-    "isal": {"compression"},
-    "zstandard": {"compression"},
+    "isal": {"compression", "decompression"},
+    "zstandard": {"compression", "decompression"},
     "kubernetes": {"kube"},
     "yaml": {"kube"},
     "typer": {"cli", "commands", "completion"},

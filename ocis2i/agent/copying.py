@@ -24,7 +24,7 @@ from ocis2i.agent.owners import give, give_entry
 from ocis2i.agent.placing import Target, make_targets
 from ocis2i.agent.sides import Side, make_build
 from ocis2i.agent.snapshot import Fact, Snapshot, Xattrs, settle, take
-from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, image_xattrs, join, opened
+from ocis2i.agent.tree import DIRECTORY, OPAQUE_XATTR, image_xattrs, join, opened, opened_below
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -218,12 +218,11 @@ class _Merger:
         if not (describing or (here.path and here.layers)):
             return  # the root of an image that says nothing of it stays as we made it
         number = (describing or here.layers)[0]
-        with self._opened(number, here.path) as source:
-            target = syscalls.open_in_root(self._root, here.path, DIRECTORY)
-            try:
-                _give_attributes(source, target, os.fstat(source))
-            finally:
-                os.close(target)
+        with (
+            self._opened(number, here.path) as source,
+            opened_below(self._root, here.path) as target,
+        ):
+            _give_attributes(source, target, os.fstat(source))
 
     @contextlib.contextmanager
     def _opened(self, number: int, path: bytes) -> Iterator[int]:

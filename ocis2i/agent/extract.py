@@ -210,7 +210,7 @@ class _Extractor:
         except FileNotFoundError:
             raise _hostile(
                 header.name,
-                f"is a hard link to `{_show(header.target)}`, which is not in the archive",
+                f"is a hard link to `{_printable(header.target)}`, which is not in the archive",
             ) from None
         if stat.S_ISDIR(facts.st_mode):
             raise _hostile(header.name, "is a hard link to a directory")
@@ -273,7 +273,9 @@ def _open_inside(fd: int, name: bytes, header: Header) -> int:
         os.mkdir(name, 0o755, dir_fd=fd)
     except NotADirectoryError:
         # The attack: a link out of the tree, and then a member that is written through it.
-        raise _hostile(header.name, f"lies below `{_show(name)}`, which is no directory") from None
+        raise _hostile(
+            header.name, f"lies below `{_printable(name)}`, which is no directory"
+        ) from None
     return os.open(name, DIRECTORY, dir_fd=fd)
 
 
@@ -336,8 +338,4 @@ def _printable(data: bytes) -> str:
 
 
 def _hostile(name: bytes, how: str) -> AgentError:
-    return AgentError("image", f"hostile archive: `{_show(name)}` {how}")
-
-
-def _show(name: bytes) -> str:
-    return _printable(name)
+    return AgentError("image", f"hostile archive: `{_printable(name)}` {how}")

@@ -19,7 +19,7 @@ from ocis2i import syscalls
 from ocis2i.agent.console import hold
 from ocis2i.agent.container import NOT_INHERITED, mount_into
 from ocis2i.agent.failure import AgentError, explain
-from ocis2i.agent.tree import DIRECTORY, join, opened, resolve, times_kept
+from ocis2i.agent.tree import DIRECTORY, join, opened, opened_below, resolve, times_kept
 
 
 class View(NamedTuple):
@@ -156,7 +156,7 @@ def _lend(root: int, path: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     if not parts:
         return found, ()
     try:
-        with _directory(root, found) as directory, times_kept(directory):
+        with opened_below(root, found) as directory, times_kept(directory):
             here = os.dup(directory)
             for part in parts[:-1]:
                 os.mkdir(part, 0o755, dir_fd=here)
@@ -175,10 +175,10 @@ def _take_back(root: int, found: bytes, parts: tuple[bytes, ...]) -> None:
     """Removes what `_lend` made; the script may have taken it away, or put something beside it."""
     if not parts:
         return
-    with contextlib.suppress(OSError), _directory(root, found) as top, times_kept(top):
+    with contextlib.suppress(OSError), opened_below(root, found) as top, times_kept(top):
         for depth in range(len(parts), 0, -1):
             *above, name = parts[:depth]
-            with _directory(root, join(found, b"/".join(above))) as directory:
+            with opened_below(root, join(found, b"/".join(above))) as directory:
                 facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISDIR(facts.st_mode):
                     os.rmdir(name, dir_fd=directory)
@@ -186,12 +186,3 @@ def _take_back(root: int, found: bytes, parts: tuple[bytes, ...]) -> None:
                     os.unlink(name, dir_fd=directory)
                 else:
                     return
-
-
-@contextmanager
-def _directory(root: int, path: bytes) -> Iterator[int]:
-    fd = syscalls.open_in_root(root, path, DIRECTORY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -48,6 +48,16 @@ def opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def opened_below(root: int, path: bytes) -> Iterator[int]:
+    """The same of a directory below `root`, whatever links lead to it inside."""
+    fd = syscalls.open_in_root(root, path, DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def remove_tree(parent_fd: int, name: bytes | str) -> None:
     """Removes whatever `name` is, whatever its mode. A name that is not there is no error.
 

@@ -72,8 +72,6 @@ class Unpacked(NamedTuple):
     are what `tree.measure` would find.
     """
 
-    entries: int
-    size_bytes: int
     made: int
     made_bytes: int
     implied: tuple[bytes, ...]
@@ -211,8 +209,6 @@ class _Unpacker:
         if self._replaced:
             self._made, self._made_bytes = measure(os.readlink(_fd_path(self._root)))
         return Unpacked(
-            self._entries,
-            self._size,
             self._made,
             self._made_bytes,
             tuple(sorted(self._implied)),
@@ -280,7 +276,7 @@ class _Unpacker:
             self._make_opaque(self._parent(parent), parent)
             return
         hidden = name[len(WHITEOUT_PREFIX) :]
-        if hidden.startswith(b".wh."):
+        if hidden.startswith(WHITEOUT_PREFIX):
             return  # leftovers of aufs, which every tool skips
         if hidden in (b"", b".", b".."):
             raise AgentError("image", f"hostile archive: whiteout of `{os.fsdecode(hidden)}`")

@@ -18,7 +18,7 @@ import typer.main
 
 from ocis2i import __version__
 from ocis2i.commands.flags import DockerFlags, command_of
-from ocis2i.commands.state import State
+from ocis2i.commands.state import ReaderGoneError, State
 from ocis2i.commands.words import Command, Group, is_on
 from ocis2i.errors import Interrupted, UsageError
 
@@ -251,6 +251,11 @@ def run(arguments: Sequence[str]) -> int:
         raise _usage_error(error) from error
     except typer.Abort as error:
         raise Interrupted(signal.SIGINT) from error
+    except SystemExit as error:
+        # Typer ends with 1 where nobody reads any more what is written, as its own help.
+        if isinstance(error.__context__, BrokenPipeError):
+            raise ReaderGoneError from error
+        raise
     return code if isinstance(code, int) else 0
 
 
@@ -316,4 +321,6 @@ def _usage_error(error: typer.TyperException) -> UsageError:
             f"`{option}` is not there yet in ocis2i {__version__}",
             hint="`ocis2i build --help` lists what is",
         )
-    return UsageError(message[:1].lower() + message[1:], hint="see `ocis2i --help`")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "ocis2i"
+    return UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`")

@@ -157,7 +157,7 @@ def _status_lines(
     if row["state"] == "running":
         yield "stage", f"{row['stage'] or 'none yet'} (process {row['pid'] or 'not seen here'})"
     if row["state"] == "died":
-        yield "died", died_in(row, restarted=record.was_restarted)
+        yield "died", _last_words(record, row)
     for key in ("name", "source", "builder", "started", "digest", "message"):
         if row[key]:
             yield ("image" if key == "name" else key), row[key]
@@ -170,7 +170,7 @@ def _status_lines(
     yield "stages", ", ".join(_stage_words(record))
     yield "record", row["record"]
     yield from (("damaged", said) for said in record.damage())
-    name, root = _name_of(record), root_words(State.arguments)
+    name, root = record.called, root_words(State.arguments)
     if row["kept"]:
         yield "container", row["kept"]
         yield "enter", shlex.join(["ocis2i", "shell", *root, name])
@@ -181,10 +181,8 @@ def _status_lines(
         yield "next", record.build_again
 
 
-def _name_of(record: Record) -> str:
-    """What to call a build on a command line."""
-    # A record that `--record` put elsewhere is found by its path alone.
-    return record.id if record.path.name == record.id else str(record.path.absolute())
+def _last_words(record: Record, row: dict[str, Any]) -> str:
+    return died_in(row, restarted=record.was_restarted, lost=record.lost_result)
 
 
 def _stage_words(record: Record) -> Iterator[str]:
@@ -237,7 +235,7 @@ def _say_end(record: Record) -> None:
     """What became of it, for people: the log has what was said before."""
     row = build_row(record)
     if row["state"] == "died":
-        sys.stderr.write(f"{died_in(row, restarted=record.was_restarted)}\n")
+        sys.stderr.write(f"{printable(_last_words(record, row))}\n")
     elif row["state"] in ("failed", "cancelled"):
         sys.stderr.write(f"{row['state']}: {printable(row['message'] or '')}\n")
 
@@ -278,9 +276,10 @@ def wait_for_builds(flags: WaitFlags) -> None:
 def _wait(record: Record, deadline: float | None, shown: str | None) -> None:
     while record.is_running:
         if deadline is not None and time.monotonic() >= deadline:
+            follow = shlex.join(["ocis2i", "logs", "-f", record.called])
             raise PolicyError(
                 f"the build `{record.id}` is still running after {shown}",
-                hint=f"it goes on; follow it: ocis2i logs -f {record.id}",
+                hint=f"it goes on; follow it: {follow}",
                 reason="TimeLimitReached",
             )
         _pause()
@@ -363,7 +362,7 @@ def _signal(handle: int, number: signal.Signals, record: Record) -> None:
 def _say_killed(record: Record) -> None:
     """A process that was killed cannot write its result itself."""
     from ocis2i.documents import failure_document  # noqa: PLC0415 - few builds are killed
-    from ocis2i.journal import write_result  # noqa: PLC0415
+    from ocis2i.record_files import write_result  # noqa: PLC0415
 
     if record.result is not None:
         return

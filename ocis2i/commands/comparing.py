@@ -27,7 +27,7 @@ from ocis2i.differences import (
 )
 from ocis2i.differences import State as ChangeState
 from ocis2i.documents import difference_document
-from ocis2i.errors import PolicyError, UsageError
+from ocis2i.errors import PolicyError, UsageError, shown
 from ocis2i.layer_facts import ImageDifference, image_difference
 from ocis2i.limits import human_size, parse_size
 from ocis2i.reference import parse_location
@@ -135,23 +135,23 @@ def _directory_cells(row: Row) -> tuple[str, ...]:
 
 def shown_directory(row: Row) -> str:
     """The name of a row: `/dir/` with all below, `/dir/*` what is in it without a row."""
-    path = f"/{shown(row.path)}" if row.path else ""
+    path = f"/{shown_path(row.path)}" if row.path else ""
     return f"{path}/*" if row.rest else f"{path}/"
 
 
-def shown(path: bytes) -> str:
+def shown_path(path: bytes) -> str:
     """A path of an image, which may be anything, for a terminal."""
-    return printable(path.decode(errors="backslashreplace")).replace("\n", "\\n")
+    return shown(path.decode(errors="backslashreplace"))
 
 
 def _file_line(change: Change) -> str:
     facts = change.facts
     what = f"  ({', '.join(change.what)})" if change.what else ""
     owner = f"{facts.uid}:{facts.gid}"
-    link = f" -> {shown(facts.target)}" if facts.target else ""
+    link = f" -> {shown_path(facts.target)}" if facts.target else ""
     return (
         f"{_SIGNS[change.state]} {facts.mode:04o} {owner:>11} {human_size(facts.size):>10}  "
-        f"/{shown(change.path)}{link}{what}"
+        f"/{shown_path(change.path)}{link}{what}"
     )
 
 
@@ -160,7 +160,7 @@ def _note_lines(note: Note) -> Iterator[str]:
     size = f", {human_size(note.bytes_new)}" if note.bytes_new else ""
     yield f"note: {note.count} {entries}{size}: {NOTES[note.kind]}"
     for path in note.paths:
-        yield f"      /{shown(path)}"
+        yield f"      /{shown_path(path)}"
     if note.kind != "cache" and note.count > NOTE_PATHS:
         yield f"      and {note.count - NOTE_PATHS} more"
 
@@ -171,7 +171,7 @@ def _hold_to(budget: int, found: ImageDifference) -> None:
     if summed.bytes_new <= budget:
         return
     biggest = ", ".join(
-        f"`/{shown(one.path)}` ({human_size(one.size)})"
+        f"`/{shown_path(one.path)}` ({human_size(one.size)})"
         for one in largest(found.changes, _OFFENDERS)
     )
     raise PolicyError(

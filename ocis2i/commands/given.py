@@ -10,13 +10,14 @@ from typing import Any
 
 from ocis2i.commands.build_flags import CommonBuildFlags
 from ocis2i.commands.context import Context
-from ocis2i.errors import ImageError, UsageError
+from ocis2i.errors import ImageError, UsageError, shown
 from ocis2i.manifest import parse_json
 from ocis2i.parameters import LONGEST_VALUE, ParameterSpec, is_name
 from ocis2i.s2i import parse_variable_file
-from ocis2i.sources.paths import shown
 
 _FILE_LIMIT = 1 << 20
+_FILE_FLAG = "--parameters-file"
+_FORMS = "write it as TOML, JSON or lines of NAME=VALUE, and let its name end accordingly"
 
 
 def read_parameters(
@@ -97,7 +98,8 @@ def _read(path: str, here: Context, what: str, limit: int) -> str:
         if not (place.is_file() or place.is_fifo()):  # a pipe is what <(command) makes
             raise UsageError(
                 f"{what}: `{shown(path)}` is no file that is there",
-                hint="name a file that is there, or =@- for standard input",
+                hint="name a file that is there"
+                + (", or =@- for standard input" if what != _FILE_FLAG else ""),
             )
         with place.open("rb") as file:
             data = file.read(limit + 1)
@@ -122,7 +124,7 @@ def _decode(data: bytes, what: str, limit: int) -> str:
 
 
 def _from_file(path: str, here: Context) -> dict[str, str]:
-    what = "--parameters-file"
+    what = _FILE_FLAG
     text = _read(path, here, what, _FILE_LIMIT)
     name = f"`{shown(path)}`"
     match Path(path).suffix.lower():
@@ -141,7 +143,7 @@ def _json(text: str, what: str) -> dict[str, Any]:
     try:
         return parse_json(text.encode(), what)
     except ImageError as error:
-        raise UsageError(error.message) from None
+        raise UsageError(error.message, hint=_FORMS) from None
 
 
 def _toml(text: str, what: str) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _toml(text: str, what: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(
             f"{what} is not TOML: {error}",
-            hint="write it as TOML, JSON or lines of NAME=VALUE, and let its name end accordingly",
+            hint=_FORMS,
         ) from None
 
 

@@ -17,14 +17,13 @@ from ocis2i.builder_checks import ScriptFile, check_context, check_image
 from ocis2i.commands.context import context
 from ocis2i.commands.flags import JsonFlags, PlatformFlags, PullFlags, TalkFlags, option
 from ocis2i.commands.state import State, print_json
-from ocis2i.errors import PolicyError, ScriptsError, SourceError
+from ocis2i.errors import PolicyError, ScriptsError, SourceError, shown
 from ocis2i.image_files import read_tree
 from ocis2i.images import Layers, PullPolicy, obtain
 from ocis2i.reference import parse_location
 from ocis2i.rules import Finding, document, parse_codes
 from ocis2i.s2i import PARAMETERS_FILE, SCRIPT_NAMES, read_contract
 from ocis2i.script_checks import SCRIPT_LIMIT
-from ocis2i.sources.paths import shown
 
 _DEEPEST = 4
 _MOST_DIRECTORIES = 5000

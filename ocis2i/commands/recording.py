@@ -16,8 +16,9 @@ from ocis2i.commands.build_flags import CommonBuildFlags
 from ocis2i.commands.context import Context
 from ocis2i.commands.state import State
 from ocis2i.errors import UsageError
-from ocis2i.journal import Heading, Journal, open_stream, record_at, record_in_store, retire
+from ocis2i.journal import Journal, open_stream
 from ocis2i.manifest import Json
+from ocis2i.record_files import Heading, record_at, record_in_store, retire
 from ocis2i.s2i import redact_url
 from ocis2i.sources import DirSource, Source
 from ocis2i.spec import BuildSpec

@@ -20,8 +20,9 @@ from ocis2i.commands.state import State, print_json
 from ocis2i.documents import resumed_document
 from ocis2i.events import Event, OutputWritten
 from ocis2i.images import Obtained
-from ocis2i.journal import Journal, reopen
+from ocis2i.journal import Journal
 from ocis2i.outputs.files import ResultFile
+from ocis2i.record_files import reopen
 from ocis2i.records import Record, check_own
 from ocis2i.reference import Reference
 from ocis2i.report import StageRecord

@@ -41,8 +41,9 @@ from ocis2i.isolation.sentences import (
     cause_of_mount,
     cause_of_unshare,
     refusal,
+    start_way_out,
 )
-from ocis2i.isolation.tried import Tried
+from ocis2i.isolation.tried import disk_refusal
 from ocis2i.proc import Finished, Process, TimeoutExpired, find_program, spawn
 
 Reply = dict[str, Any]
@@ -180,7 +181,10 @@ class Agent(Answering):
 def _error(answer: Reply) -> Ocis2iError:
     kind, message, hint = str(answer.get("kind")), str(answer["error"]), answer.get("hint")
     if kind in _EXIT_CODES:
-        return ScriptError(message, script_exit_code=_EXIT_CODES[kind], hint=hint, started=False)
+        code = _EXIT_CODES[kind]
+        program = message.partition("` cannot be started")[0].removeprefix("`")
+        hint = hint or start_way_out(program, code)
+        return ScriptError(message, script_exit_code=code, hint=hint, started=False)
     return _ERRORS.get(kind, IsolationError)(message, hint=hint)
 
 
@@ -309,22 +313,11 @@ def _start_best(search_path: str | None, store: Path | None, ahead: Ahead) -> Ag
 
 def _start_full(search_path: str | None, store: Path | None, ahead: Ahead) -> Agent:
     running = (ahead.take("full") or _Starting("full", search_path)).ready()
-    said = _owners_refusal(running, store) if store else None
+    said = disk_refusal("owners", store, running) if store else None
     if said is None:
         return running
     running.close()
     raise NoIdsError(refusal("owners-refused", find_place(), said=said))
-
-
-def _owners_refusal(running: Agent, store: Path) -> str | None:
-    tried = Tried.beside(store)
-    if tried.knows_disk("owners", running.ground):
-        return None
-    refusal = running.request("owners", directory=str(store))["refusal"]
-    if refusal is None:
-        tried.note_disk("owners", running.ground)
-        return None
-    return str(refusal)
 
 
 def _start_through_buildah(search_path: str | None, refused: ForbiddenError) -> Agent:
@@ -367,6 +360,7 @@ class _Starting:
         try:
             return Agent(self._process, self._channel, self._greet())
         except (BrokenPipeError, ConnectionResetError) as error:
+            self._channel.close()
             self._process.wait()
             raise IsolationError(
                 "the build agent ended before it was ready",

@@ -21,19 +21,18 @@ from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import check_one_id
 from ocis2i.isolation.oci_runtime import runtime_config
 from ocis2i.isolation.programs import (
-    OUTER_PROC,
     PROBE_SECONDS,
     PROGRAM_PATH,
+    TRIAL,
     hybrid_view,
     is_hybrid,
+    prepare_trial,
     raise_not_started,
 )
-from ocis2i.isolation.smallest import smallest_program
 from ocis2i.isolation.streams import Sink, carry
 from ocis2i.proc import find_program
 from ocis2i.reference import Digest
 from ocis2i.runner import Availability, RootfsHandle, RunResult, RunSpec, Stdio
-from ocis2i.s2i import Identity
 
 Mode: TypeAlias = Literal["oci", "rootless", "chroot"]
 
@@ -70,20 +69,13 @@ class Buildah:
         return self._checked
 
     def _try(self) -> Availability:
-        if self._program is None:
-            return Availability(usable=False, reason="`buildah` is not installed")
-        if not self._agent.ground.fresh_proc:
-            return Availability(usable=False, reason=OUTER_PROC)
-        payload = smallest_program(os.uname().machine)
-        if payload is None:
-            return Availability(usable=True, reason=f"{self._program}, not tried")
         place = self._directory / "try"
-        spec = RunSpec(("/true",), (), "/", Identity(0, 0), cap_drop=frozenset({"ALL"}))
-        files = {"true": payload.decode("latin-1")}
-        self._agent.request("keep", directory=str(place), files=files, mode=0o755)
+        early = prepare_trial(self.name, self._program, self._agent, place)
+        if early:
+            return early
         reasons = []
         for mode in modes_to_try(self._wanted):
-            reason = self._try_mode(mode, spec, place)
+            reason = self._try_mode(mode, place)
             if reason is None:
                 self._mode = mode
                 return Availability(usable=True, reason=f"{self._program} --isolation {mode}")
@@ -91,10 +83,10 @@ class Buildah:
         said = "; ".join(reasons)
         return Availability(usable=False, reason=f"`{self._program}` does not work here: {said}")
 
-    def _try_mode(self, mode: Mode, spec: RunSpec, place: Path) -> str | None:
+    def _try_mode(self, mode: Mode, place: Path) -> str | None:
         """Why the mode does not work; `None` when it does."""
         try:
-            call = self._call(spec, mode=mode, rootfs=str(place), build=self._directory)
+            call = self._call(TRIAL, mode=mode, rootfs=str(place), build=self._directory)
             code, _, err = self._ask(call)
         except IsolationError as error:
             return error.message

@@ -13,6 +13,7 @@ from ocis2i.errors import IsolationError, ScriptError
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import check_one_id
 from ocis2i.isolation.oci_runtime import runtime_config
+from ocis2i.isolation.sentences import start_way_out
 from ocis2i.isolation.smallest import smallest_program
 from ocis2i.isolation.streams import carry
 from ocis2i.proc import find_program
@@ -32,6 +33,8 @@ _NOT_EXECUTABLE = re.compile(
 # runc reads /proc/PID/fd of its container, crun /proc/PID/stat: outside the number is another's,
 # and it depends on what runs there whether that fails.
 OUTER_PROC = "it looks for its container in /proc, and here that is the one outside"
+# What is run to see whether anything can be.
+TRIAL = RunSpec(("/true",), (), "/", Identity(0, 0), cap_drop=frozenset({"ALL"}))
 
 
 class OciProgram:
@@ -59,18 +62,11 @@ class OciProgram:
         return self._checked
 
     def _try(self) -> Availability:
-        if self.program is None:
-            return Availability(usable=False, reason=f"`{self.name}` is not installed")
-        if not self._agent.ground.fresh_proc:
-            return Availability(usable=False, reason=OUTER_PROC)
-        payload = smallest_program(os.uname().machine)
-        if payload is None:
-            return Availability(usable=True, reason=f"{self.program}, not tried")
         place = self._directory / "try"
-        spec = RunSpec(("/true",), (), "/", Identity(0, 0), cap_drop=frozenset({"ALL"}))
-        files = {"true": payload.decode("latin-1")}
-        self._agent.request("keep", directory=str(place), files=files, mode=0o755)
-        call = self._call(spec, rootfs=str(place), build=self._directory)
+        early = prepare_trial(self.name, self.program, self._agent, place)
+        if early:
+            return early
+        call = self._call(TRIAL, rootfs=str(place), build=self._directory)
         null = os.open(os.devnull, os.O_RDWR)
         try:
             done = self._agent.request("run", *[null] * 3, **call, limit_seconds=PROBE_SECONDS)
@@ -79,7 +75,7 @@ class OciProgram:
         finally:
             os.close(null)
         if done["exit"] == 0:
-            return Availability(usable=True, reason=self.program)
+            return Availability(usable=True, reason=str(self.program))
         said = self._complaint(self._directory) or f"exit code {done['exit']}"
         return Availability(usable=False, reason=f"`{self.program}` does not work here: {said}")
 
@@ -135,6 +131,20 @@ class OciProgram:
         )
 
 
+def prepare_trial(name: str, program: str | None, agent: Agent, place: Path) -> Availability | None:
+    """Makes `place` the rootfs that `TRIAL` runs in; the answer where trying is of no use."""
+    if program is None:
+        return Availability(usable=False, reason=f"`{name}` is not installed")
+    if not agent.ground.fresh_proc:
+        return Availability(usable=False, reason=OUTER_PROC)
+    payload = smallest_program(os.uname().machine)
+    if payload is None:
+        return Availability(usable=True, reason=f"{program}, not tried")
+    files = {"true": payload.decode("latin-1")}
+    agent.request("keep", directory=str(place), files=files, mode=0o755)
+    return None
+
+
 def is_hybrid(unified: Path = _UNIFIED) -> bool:
     """Whether cgroups v1 and v2 share the controllers: crun then refuses to do anything.
 
@@ -170,7 +180,7 @@ def raise_not_started(complaint: str, program: str) -> None:
             f"`{program}` cannot be started: {complaint.rpartition(': ')[2]}",
             script_exit_code=code,
             started=False,
-            hint="is it executable, and does the interpreter in its first line exist in the image?",
+            hint=start_way_out(program, code),
         )
 
 

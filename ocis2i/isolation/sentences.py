@@ -432,3 +432,15 @@ def cause_of_mount(number: int | None, place: Place) -> Cause | None:
     if number not in (errno.EPERM, errno.EACCES):
         return None
     return "apparmor" if place.apparmor_restricts else "mount-forbidden"
+
+
+def start_way_out(program: str, code: int) -> str:
+    """What to try for a program of a container that cannot be started: 126 or 127. Pure."""
+    if code == 126:
+        return (
+            "it must be a file, for this processor, that this user may execute (`chmod +x`); so "
+            "must the interpreter in its first line"
+        )
+    if "/" in program:
+        return "look whether the container has it, and the interpreter in its first line"
+    return "no directory of PATH in the container has it: write its path, or add it to the image"

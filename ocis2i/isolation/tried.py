@@ -6,10 +6,22 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ocis2i.fs import boot_id
 from ocis2i.isolation.ground import Ground
+
+# What a file system does or not, by the agent's request that tries it.
+Deed: TypeAlias = Literal["overlay", "owners"]
+
+
+class Trying(Protocol):
+    """An agent, as far as it is asked here."""
+
+    ground: Ground
+
+    def request(self, operation: str, *fds: int, **fields: object) -> dict[str, Any]:
+        """The reply to a request."""
 
 
 class Tried:
@@ -35,11 +47,11 @@ class Tried:
         """Keeps that the program works."""
         self._note(program, _program_facts(program, ground))
 
-    def knows_disk(self, what: Literal["overlay", "owners"], ground: Ground) -> bool:
+    def knows_disk(self, what: Deed, ground: Ground) -> bool:
         """Whether the file system of the store did this on such a ground since then."""
         return self._knows(what, self._disk_facts(ground))
 
-    def note_disk(self, what: Literal["overlay", "owners"], ground: Ground) -> None:
+    def note_disk(self, what: Deed, ground: Ground) -> None:
         """Keeps that the file system does it."""
         self._note(what, self._disk_facts(ground))
 
@@ -72,6 +84,18 @@ class Tried:
             return []
         identity = [directory.st_dev, directory.st_ino, disk.f_fsid, disk.f_flag]
         return _facts(identity, ground)
+
+
+def disk_refusal(what: Deed, directory: Path, agent: Trying) -> str | None:
+    """Why the disk of a build's `directory` does not do this; `None`: it does, or lately did."""
+    tried = Tried.beside(directory)
+    if tried.knows_disk(what, agent.ground):
+        return None
+    refusal = agent.request(what, directory=str(directory))["refusal"]
+    if refusal is None:
+        tried.note_disk(what, agent.ground)
+        return None
+    return str(refusal)
 
 
 def _program_facts(program: str, ground: Ground) -> list[object]:

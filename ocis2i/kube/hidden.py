@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from ocis2i.errors import UsageError
 from ocis2i.kube.plan import Order
@@ -30,7 +30,7 @@ _PAIRS = frozenset(
 _ABOUT = frozenset(
     "file path dir directory name names user username url uri host endpoint issuer type format "
     "version length size count limit max min ttl timeout expiry seconds minutes days enabled "
-    "disabled required mode method header algorithm policy provider id".split()
+    "disabled required mode method header algorithm policy provider id stdin".split()
 )
 _HARMLESS_VALUE = re.compile(r"|true|false|yes|no|on|off|none|null|/[\w./@-]*|[0-9]", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"(bearer|basic) \S+", re.IGNORECASE)  # of an HTTP header
@@ -38,6 +38,20 @@ _LIMITS = frozenset("max min num".split())
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _SOURCE = "the URL of the source"
+_OWN_SCRIPTS = "put the scripts into .s2i/bin of the source, or into the builder image"
+# What is done instead, by what a password was in; otherwise assemble may need it.
+_LEFT_OUT = {
+    _SOURCE: "a source that takes one can be uploaded: `ocis2i upload SOURCE REGISTRY/NAME:TAG`, "
+    "as `ocis2i kube run` does by itself",
+    "--scripts-url": _OWN_SCRIPTS,
+    "--scripts": _OWN_SCRIPTS,
+    "--image-scripts-url": _OWN_SCRIPTS,
+    "--args": "what runs reads it from a variable or a file that it gets when it is started",
+    "--description": "",
+    "--application-name": "",
+    "--callback-url": "",
+    "": "what assemble needs of it: --build-env NAME --build-secret SECRET",
+}
 _WAY_IN = (
     "put it into a Secret of the namespace under the key `{name}`, and give its name: "
     "{flag} {name} --build-secret SECRET"
@@ -61,32 +75,42 @@ def looks_secret(name: str, value: str) -> bool:
 
 def refuse_secrets(order: Order) -> None:
     """Refuses what is a secret by its form or name, wherever it stands. Raises `UsageError`."""
-    _refuse_url(order.source, _SOURCE)
+    _refuse_url(order.source, _SOURCE, _LEFT_OUT[_SOURCE])
     for word in (*order.fetch, *order.build, *order.push):
         flag, _, text = word.partition("=")
         name, equals, value = text.partition("=")
         if flag in ("--env", "--parameter") and equals and looks_secret(name, value):
             raise in_clear(flag, name, "looks like a secret by its name")
         shown = f"{flag} {name}" if flag in ("--env", "--parameter") else flag
-        _refuse_url(text, shown)
+        _refuse_url(text, shown, _LEFT_OUT.get(flag, _LEFT_OUT[""]))
+    _refuse_argument([word.partition("=")[2] for word in order.build if word.startswith("--args=")])
 
 
-def _refuse_url(text: str, where: str) -> None:
+def _refuse_argument(arguments: Sequence[str]) -> None:
+    """Refuses `--token=VALUE`, `TOKEN=VALUE` and `--token VALUE` among the program's arguments."""
+    for word, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if not equals:
+            # Without dashes it is a word of the program, as in `token list`.
+            takes = word.startswith("-") and not word.startswith("--no-")
+            value = after if takes and not after.startswith("-") else ""
+        if is_name(name.lstrip("-").replace("-", "_")) and looks_secret(name, value):
+            raise UsageError(
+                f"`{name}` of --args looks like a secret by its name, and all could read it who "
+                "see the manifest or the image",
+                hint=f"leave it out; {_LEFT_OUT['--args']}",
+            )
+
+
+def _refuse_url(text: str, where: str, instead: str) -> None:
     # Imported only where a manifest is written.
     from ocis2i.confidential import credentials_in  # noqa: PLC0415
 
     # A user alone is part of an ssh address; where it is the password, one of the two says so.
     if credentials_in("", text) or redact_url(text) != text:
-        is_source = where == _SOURCE
         raise UsageError(
             f"{where} has a password or token in it, which all could read who see the manifest",
-            hint="leave it out; "
-            + (
-                "a source that takes one can be uploaded: `ocis2i upload SOURCE "
-                "REGISTRY/NAME:TAG`, as `ocis2i kube run` does by itself"
-                if is_source
-                else "what assemble needs of it: --build-env NAME --build-secret SECRET"
-            ),
+            hint=f"leave it out; {instead}" if instead else "leave it out",
         )
 
 

@@ -9,7 +9,6 @@ from ocis2i.kube.names import Placeholder, as_argument, label_name, refuse_marks
 from ocis2i.kube.plan import (
     AUTH,
     PROGRAM,
-    TERMINATION_LOG,
     Order,
     Pod,
     Step,
@@ -17,7 +16,7 @@ from ocis2i.kube.plan import (
     with_options,
 )
 from ocis2i.kube.pods import (
-    environment,
+    container,
     ids,
     image_pull_secrets,
     mounts,
@@ -295,15 +294,6 @@ def _argo_patch(pod: Pod) -> Json:
 
 
 def _argo_container(step: Step, pod: Pod) -> Json:
-    return {
-        "name": label_name(step.name),
-        "image": str(step.image),
-        "imagePullPolicy": pull_policy(step),
-        "command": [PROGRAM],
-        "args": [as_argument(word) for word in step.words],
-        "env": environment(step),
-        "resources": resources(step.kind, pod),
-        "securityContext": security(step.kind, pod),
-        "terminationMessagePath": TERMINATION_LOG,
-        "volumeMounts": mounts(step, pod),
-    }
+    made = {**container(step, pod), "name": label_name(step.name)}
+    del made["terminationMessagePolicy"]
+    return made

@@ -11,7 +11,6 @@ from ocis2i.blobs import BlobSource
 from ocis2i.errors import UsageError
 from ocis2i.manifest import Encoded, Image
 from ocis2i.outputs.archive import write_archive
-from ocis2i.outputs.docker_archive import write_docker_archive
 from ocis2i.outputs.layout import write_layout
 from ocis2i.reference import DEFAULT_TAG, Digest, PathLocation, Reference, parse_location
 
@@ -112,6 +111,10 @@ def deliver(
         case ArchiveOutput(path, own):
             write_archive(path, own or _name_text(name), image, encoded, blobs)
         case DockerArchiveOutput(path, own_reference):
+            from ocis2i.outputs.docker_archive import (  # noqa: PLC0415 - few are
+                write_docker_archive,
+            )
+
             tag = _name_text(own_reference or name)
             write_docker_archive(path, tag, image, encoded, blobs)
         case _:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from ocis2i import tar
 from ocis2i.blobs import BlobSource
-from ocis2i.compression import DiffIdReader, open_decompressed
+from ocis2i.decompression import DiffIdReader, open_decompressed
 from ocis2i.manifest import Encoded, Image, Layer, encode_json
 from ocis2i.outputs.archive import add_file, file_header
 from ocis2i.outputs.files import copy, whole_archive

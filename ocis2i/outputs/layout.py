@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ocis2i.archives import REF_NAME
 from ocis2i.blobs import BlobSource, VerifiedReader
 from ocis2i.errors import ImageError, OutputError
+from ocis2i.fs import locked_directory
 from ocis2i.manifest import (
     OCI_INDEX,
+    REF_NAME,
     Descriptor,
     Encoded,
     Image,
@@ -40,13 +38,13 @@ def write_layout(
     """
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):  # or the beginnings of another's layout look like other things
+        with locked_directory(path):  # or the beginnings of another's layout look like other things
             _prepare(path)
         for layer in {layer.descriptor.digest: layer for layer in image.layers}.values():
             _put(path, layer.descriptor, _copier(blobs, layer.descriptor))
         _put(path, encoded.config_descriptor, lambda out: _write(out, encoded.config))
         _put(path, encoded.descriptor, lambda out: _write(out, encoded.manifest))
-        with _locked(path):
+        with locked_directory(path):
             index = updated_index(_read_index(path), encoded.descriptor, ref_name)
             with whole_file(path / "index.json") as out:
                 out.write(encode_json(index))
@@ -124,16 +122,6 @@ def _copier(blobs: BlobSource, descriptor: Descriptor) -> Callable[[BinaryIO], N
 
 def _write(out: BinaryIO, data: bytes) -> None:
     out.write(data)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_index(path: Path) -> Json:

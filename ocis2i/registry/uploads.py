@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -144,6 +145,8 @@ class _Known:
     no_mount: set[tuple[str, str]] = field(default_factory=set)
     # What was sent early, and how it got there: it is not asked for again.
     early: dict[tuple[str, Digest], Pushed] = field(default_factory=dict)
+    # What was tried early and failed for the moment, and after how many seconds.
+    failed: dict[tuple[str, Digest], float] = field(default_factory=dict)
 
 
 class Uploads:
@@ -178,13 +181,17 @@ class Uploads:
         cancel: threading.Event | None,
     ) -> Pushed:
         """Brings the blob there and says how it got there."""
-        if early := self._known.early.get((place.reference.name, descriptor.digest)):
+        key = place.reference.name, descriptor.digest
+        if early := self._known.early.get(key):
             return early
+        # A registry that does not read what is sent costs a long wait each time.
+        failed_for = self._known.failed.pop(key, None)
         sources = _mountable(place.reference, mount_from)
         check = partial(self._retries.check, cancel)
         feed = Feed(descriptor, open_blob, self._tell, check)
         try:
-            return self._retries.call(partial(self._push_once, place, feed, sources), cancel)
+            once = partial(self._push_once, place, feed, sources)
+            return self._retries.call(once, cancel, failed_for=failed_for)
         finally:
             feed.close()
 
@@ -196,9 +203,17 @@ class Uploads:
         mount_from: Sequence[Reference],
         cancel: threading.Event,
     ) -> None:
-        """Brings the blob there before its image, and remembers it."""
-        pushed = self.push(place, descriptor, open_blob, mount_from, cancel)
-        self._known.early[place.reference.name, descriptor.digest] = pushed
+        """Brings the blob there before its image, and remembers it. Tried once."""
+        key = place.reference.name, descriptor.digest
+        sources = _mountable(place.reference, mount_from)
+        feed = Feed(descriptor, open_blob, self._tell, partial(self._retries.check, cancel))
+        try:
+            self._known.early[key] = self._retries.timed(
+                partial(self._push_once, place, feed, sources),
+                partial(self._known.failed.__setitem__, key),
+            )
+        finally:
+            feed.close()
 
     def push_growing(self, place: Place, growing: Growing) -> None:
         """Sends a blob that is still written, in one request of unknown length, as docker does.
@@ -208,6 +223,17 @@ class Uploads:
         """
         if self._mode != "auto" or place.reference.registry in self._known.limited:
             return
+        failed_for: list[float] = []
+        try:
+            self._retries.timed(partial(self._send_growing, place, growing), failed_for.append)
+        finally:
+            if failed_for:
+                # Which blob it was is known once it is whole; who gives it up does not push it.
+                with suppress(CancelledError):
+                    key = place.reference.name, growing.descriptor().digest
+                    self._known.failed[key] = failed_for[0]
+
+    def _send_growing(self, place: Place, growing: Growing) -> None:
         what = f"cannot push a layer to `{place.reference.name}`"
         session = self._start(place, what)
         try:

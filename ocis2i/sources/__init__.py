@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast, get_args
 
 from ocis2i.binaries import DEFAULT_NAME, SourceType, check_name, has_java_name
-from ocis2i.errors import SourceError, UsageError
+from ocis2i.errors import SourceError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.images import Places
@@ -34,7 +34,6 @@ from ocis2i.sources.ignore import DEFAULT_EXCLUDE as DEFAULT_EXCLUDE
 from ocis2i.sources.ignore import compile_exclude
 from ocis2i.sources.local import DirSource as DirSource
 from ocis2i.sources.local import Fetched, fetch_directory
-from ocis2i.sources.paths import shown
 from ocis2i.sources.prepared import SCHEME as PREPARED_SCHEME
 from ocis2i.sources.prepared import PreparedSource as PreparedSource
 from ocis2i.sources.prepared import fetch_prepared

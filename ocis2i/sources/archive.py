@@ -20,14 +20,14 @@ from typing import BinaryIO, Literal, Protocol
 
 from ocis2i import tar
 from ocis2i.blobs import CHUNK
-from ocis2i.compression import Compression, detect, open_decompressed
-from ocis2i.errors import ImageError, SourceError
+from ocis2i.compression import Compression, detect
+from ocis2i.errors import ImageError, SourceError, shown
 from ocis2i.events import Report
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import CopyOrder, DirectoryFacts, Fetched, copy_tree
-from ocis2i.sources.paths import open_directory, shown
+from ocis2i.sources.paths import open_directory
 from ocis2i.sources.unpacking import Kind, Member, Unpacker, special_member, too_large
 
 ACCEPTED = "a tar archive, plain or compressed by gzip, bzip2, xz or zstd, or a zip archive"
@@ -340,6 +340,8 @@ def _plain(kind: Format, stream: _Stream, where: str, limit_bytes: int) -> _Stre
     read: Callable[[int], bytes]
     match kind:
         case "gzip" | "zstd":
+            from ocis2i.decompression import open_decompressed  # noqa: PLC0415 - few sources
+
             media_type = Compression(kind).media_type
             read = open_decompressed(stream, media_type, what=where).read
         case "bzip2":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ocis2i.errors import ImageError, SourceError
+from ocis2i.errors import ImageError, SourceError, shown
 from ocis2i.events import Report
 from ocis2i.images import Places, meant
 from ocis2i.oci_artifacts import (
@@ -32,7 +32,7 @@ from ocis2i.settings import Settings
 from ocis2i.sources.archive import COMMIT_ID, add_archive, open_file
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import CopyOrder, DirectoryFacts, Fetched, copy_tree
-from ocis2i.sources.paths import open_directory, shown
+from ocis2i.sources.paths import open_directory
 from ocis2i.sources.single import inspect
 from ocis2i.sources.unpacking import Member, Unpacker, too_large
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ocis2i.errors import SourceError
+from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
@@ -34,10 +34,10 @@ from ocis2i.sources.paths import (
     NO_FOLLOW,
     Real,
     find_real,
+    identity_of,
     open_directory,
     open_real,
     read_text,
-    shown,
     status_of,
 )
 
@@ -155,8 +155,8 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple
         with open_real(root_fd, start, DIRECTORY) as start_fd:
             _refuse_target_inside(start_fd, into)
             filter_ = read_filter(start_fd, order, report)
+            above = (identity_of(into_fd), identity_of(start_fd))
             copy = _Copy(root_fd, start, filter_, order)
-            above = (_identity(into_fd), _identity(start_fd))
             copy.children(start_fd, into_fd, _Place("", start, above=above))
     if copy.pointers:
         report(Notice("warning", _pointers_left(copy.pointers)))
@@ -172,11 +172,6 @@ def _pointers_left(paths: list[str]) -> str:
         f"{what} without the content: {named}{more}; "
         "a clone has the content where git-lfs is installed and the server gives it"
     )
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
 
 
 def find_start(root_fd: int, context_dir: str) -> str:
@@ -348,7 +343,7 @@ class _Copy:
 
     def _directory(self, source: int, target: int, name: str, place: _Place) -> None:
         self._count(place)
-        identity = _identity(source)
+        identity = identity_of(source)
         if identity in place.above:
             raise SourceError(
                 f"directory `{shown(place.path)}` leads back to one that contains it",

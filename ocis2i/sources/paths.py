@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocis2i.errors import SourceError
+from ocis2i.errors import SourceError, shown
 
 LINK_LIMIT = 40  # as many as the kernel follows (path_resolution(7))
 
@@ -128,11 +128,12 @@ def read_text(root_fd: int, path: str, limit: int) -> str | None:
         ) from error
 
 
-def shown(path: str) -> str:
-    """`path` for a message: what a terminal would obey or cannot print is escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
-
-
 def status_of(directory: int, name: str) -> os.stat_result:
     """What `name` itself is, in an open directory."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def identity_of(descriptor: int) -> tuple[int, int]:
+    """The device and the inode of what is open: no two files at one time have the same."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ocis2i.errors import OutputError, SourceError, UsageError
+from ocis2i.errors import OutputError, SourceError, UsageError, shown
 from ocis2i.events import Report
 from ocis2i.s2i import SourceInfo
 from ocis2i.sources.local import CopyOrder, Fetched, copy_tree
-from ocis2i.sources.paths import shown
 
 SCHEME = "fetched:"
 TREE = "tree"

@@ -28,7 +28,7 @@ from ocis2i.binaries import (
     recognise_program,
 )
 from ocis2i.blobs import CHUNK
-from ocis2i.errors import PolicyError, SourceError
+from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings
@@ -41,7 +41,6 @@ from ocis2i.sources.archive import (
 )
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
 from ocis2i.sources.local import Fetched
-from ocis2i.sources.paths import shown
 
 _MANIFEST_LIMIT = 1 << 20
 _AS_IT_IS = "--source-type file takes any file as it is"

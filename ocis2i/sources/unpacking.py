@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ocis2i.errors import PolicyError, SourceError
+from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.fs import is_full
 from ocis2i.sources.local import DEPTH_LIMIT, DirectoryFacts
-from ocis2i.sources.paths import shown
 
 ENTRY_LIMIT = 1_000_000
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from ocis2i.errors import PolicyError, SourceError
-from ocis2i.sources.paths import shown
+from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.sources.unpacking import Kind, Member, Unpacker, special_member
 
 _COMMIT = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.bench import Bench, Maker
+from tests.fakes.docker_registry import HTPASSWD, RegistryUnderTest, docker_registry
+from tests.fakes.processes import adopting
 from tests.fakes.program import Program, program
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.web import FakeWeb
@@ -43,8 +45,29 @@ def registry() -> Iterator[FakeRegistry]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
+    """A real registry that lets everybody in, for a module whose tests have names of their own."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
+    """The same that asks for `USER` and `PASSWORD`."""
+    with docker_registry(tmp_path_factory.mktemp("guarded"), htpasswd=HTPASSWD) as running:
+        yield running
+
+
 @pytest.fixture
 def web() -> Iterator[FakeWeb]:
     """A web server without any pages."""
     with FakeWeb() as running:
         yield running
+
+
+@pytest.fixture
+def _orphans() -> Iterator[None]:
+    """Processes that lose their parent become children of the test: nothing gets away."""
+    with adopting():
+        yield

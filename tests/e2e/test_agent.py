@@ -17,7 +17,7 @@ from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.isolation.programs import OciProgram
 from ocis2i.runner import ROOT_CAPABILITIES, Runner, RunSpec, Stdio
 from ocis2i.s2i import Identity
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.e2e.test_layer_property import SEARCH_PATH, Sandbox, sandbox
 from tests.fakes.images import APPLETS, BUSYBOX, Layer
 from tests.fakes.program import Program
@@ -25,7 +25,7 @@ from tests.fakes.program import Program
 pytestmark = [pytest.mark.sandbox, needs("busybox")]
 __all__ = ["sandbox"]  # the fixture, for pytest to find
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 # What no test waits for; only a run that hangs gets there.
 PATIENCE_SECONDS = 60.0
 

@@ -25,14 +25,14 @@ from ocis2i.rootfs import Copied, Rootfs, Upload, prepare
 from ocis2i.runner import BindMount, Runner, RunSpec, Stdio
 from ocis2i.s2i import Identity
 from ocis2i.store import LayerRecord
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.e2e.test_layer_property import CAPABILITY, SEARCH_PATH, Sandbox, sandbox, scan
 from tests.fakes.images import APPLETS, BUSYBOX, MTIME, Layer
 
 pytestmark = [pytest.mark.sandbox, needs("busybox")]
 __all__ = ["sandbox"]  # the fixture, for pytest to find
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 UID = 1001
 SECRET = "hunter2-do-not-tell"
 

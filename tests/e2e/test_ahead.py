@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_killed import descendants
 from tests.fakes.images import busybox_builder
+from tests.fakes.processes import descendants
 from tests.fakes.program import Program
 
 pytestmark = pytest.mark.sandbox

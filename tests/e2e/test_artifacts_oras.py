@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from ocis2i.registry import Registry
 from ocis2i.settings import Settings
 from ocis2i.sources import fetch, parse_source
 from ocis2i.store import Store
-from tests.conftest import needs
+from tests.conftest import needs, needs_registry
 from tests.fakes.bench import Bench, error, sh
-from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
+from tests.fakes.docker_registry import RegistryUnderTest
 from tests.fakes.images import BUSYBOX, Layer
 from tests.fakes.judges import schema_check, skopeo_copy, skopeo_raw
 from tests.fakes.program import Done, Program
@@ -36,7 +35,7 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.registry,
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 TITLE = "org.opencontainers.image.title"
@@ -48,12 +47,6 @@ EMPTY = "application/vnd.oci.empty.v1+json"
 # Says what the source is, and puts it into the image with modes and times.
 ASSEMBLE = ('find /tmp/src -mindepth 1 | sort | sed "s/^/file: /"', 'cp -a /tmp/src/. "$HOME/"')
 SERVE = '#!/bin/sh\ncat "$HOME/index.html"\n'
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import needs_registry
 from tests.fakes.bench import error
-from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
+from tests.fakes.docker_registry import RegistryUnderTest
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.images import Layer, make_layout
 from tests.fakes.program import Done, Program
@@ -26,7 +27,7 @@ from tests.fakes.seeds import Seed, has, plant, random_layer
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 USER, PASSWORD, IDENTITY = "ann", "s3cret-of-ann", "identity-of-ann"
@@ -85,12 +86,6 @@ class World:
     def is_pushed(self) -> bool:
         """Whether the registry has it."""
         return has(self.server.host, f"{self.repository}/manifests/1")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

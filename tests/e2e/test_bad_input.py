@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import json
@@ -22,12 +21,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.contract import better, same
 from tests.fakes.docker_registry import HTPASSWD, USER, docker_registry, registry_program
 from tests.fakes.images import ASSEMBLE, SCRIPTS, Layer, busybox_builder, make_index, make_layout
 from tests.fakes.judges import validate_layout
-from tests.fakes.program import Done, Program, program
+from tests.fakes.processes import command_lines
+from tests.fakes.program import Done, Program, called
 from tests.fakes.registry import FakeRegistry
 
 TAG = "app:1"
@@ -115,15 +115,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (path / "source" / "index.html").write_text("hello\n")
     with FakeRegistry() as fake:
         yield World(path, fake)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """One store for all cases: what a failed build leaves behind would show in the next."""
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("shared")) as running:
-        yield running
 
 
 # --- what every failure has in common ---------------------------------------------------------
@@ -456,7 +447,7 @@ def test_one_clear_error_and_nothing_half_written(
         check_store(shared.store)
 
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 
 
 @pytest.mark.sandbox
@@ -492,10 +483,9 @@ def _wait_for(command: list[str], process: subprocess.Popen[str]) -> int:
     """The pid of a process with this command line, once there is one."""
     wanted = b"".join(word.encode() + b"\0" for word in command)
     while process.poll() is None:
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if path.read_bytes() == wanted:
-                    return int(path.parent.name)
+        for pid, line in command_lines():
+            if line == wanted:
+                return pid
         time.sleep(0.02)
     raise AssertionError("the build ended by itself")
 
@@ -683,20 +673,15 @@ class Elsewhere:
 
     def run(self, plan: list[Mount], command: list[str]) -> Done:
         """Any command, with these mounts."""
-        done = subprocess.run(
+        return called(
             [
                 *("unshare", "--user", "--mount", "--keep-caps", "--map-auto"),
                 *(f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"),
                 *(sys.executable, "-c", _INSIDE, json.dumps(plan), *command),
             ],
-            env=dict(self.ocis2i.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+            self.ocis2i.environment,
             timeout=120,
-            check=False,
         )
-        return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.conftest import needs
 from tests.e2e.test_package_managers import INSTALLED, foreign_archive, package
 from tests.fakes.hosts import DOCKER_CAPABILITIES, ROOT, Host, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, busybox_builder
-from tests.fakes.program import ARGV, PROJECT, Done, Program
+from tests.fakes.program import ARGV, PROJECT, Done, Program, called
 
 pytestmark = [pytest.mark.sandbox, needs("busybox", "newuidmap")]
 
@@ -105,16 +105,7 @@ class Jobs:
             "OCIS2I_ROOT": "/var/tmp/store" if "in-place" in more else "/var/store",
             "TOKEN": "very-much-hidden",
         }
-        done = subprocess.run(
-            [*(host or self.host()).launcher, *ARGV, *map(str, given)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return called([*(host or self.host()).launcher, *ARGV, *map(str, given)], environment)
 
     def ok(self, builder: str, *more: str, host: Host | None = None, name: str = "chroot") -> Done:
         """The same, and it has to succeed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC
 from tests.contract import better, refused, same
 from tests.fakes.bench import RUN, Bench, facts, offer, sh, told, warnings
 from tests.fakes.images import BUSYBOX, HOME, Layer
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
 ]
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 ASSEMBLE_USER = "io.openshift.s2i.assemble-user"
 SCRIPTS_URL = {"io.openshift.s2i.scripts-url": "image:///usr/libexec/s2i"}
 

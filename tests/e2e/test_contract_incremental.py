@@ -20,12 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs_registry
 from tests.contract import better, same
-from tests.e2e.test_killed import Inspector, descendants, mounts_of
+from tests.e2e.test_killed import Inspector
 from tests.fakes.bench import RUN, Bench, content, facts, offer, told, warnings
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.images import BUSYBOX, MTIME, Layer, LayoutImage
+from tests.fakes.processes import descendants, mounts_of
 from tests.fakes.program import Done, Program, program
 from tests.fakes.registry import FakeRegistry
 
@@ -762,7 +763,7 @@ def test_previous_image_whose_layer_is_broken_is_a_clean_build(scene: Scene) -> 
 
 @same("incremental.previous-image")
 @pytest.mark.registry
-@pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH")
+@needs_registry
 def test_another_machine_goes_on_from_what_was_pushed(story: Story, tmp_path: Path) -> None:
     place = f"oci:{story.directory / 'caching'}:caching:1"
     build = ("build", story.directory / "source", place)
@@ -789,7 +790,7 @@ def _new(directory: Path) -> Path:
 # --- killed in the middle -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
+@pytest.mark.parametrize("isolation", [RUNC, "builtin"])
 def test_kill_while_saving_leaves_a_valid_store(
     scene: Scene, ocis2i: Program, isolation: str
 ) -> None:

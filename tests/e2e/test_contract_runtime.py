@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs, needs_registry
 from tests.contract import better, same
 from tests.e2e.test_contract_incremental import _new, assert_one_build_left, kill_in_the_middle
 from tests.fakes.bench import RUN, Bench, content, facts, offer, told, warnings
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.images import (
     BUSYBOX,
     Layer,
@@ -735,7 +735,7 @@ def test_artifacts_are_the_same_with_layers_and_without(
 
 
 @pytest.mark.registry
-@pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH")
+@needs_registry
 def test_real_registry_gets_a_whole_image(bench: Extended, tmp_path: Path) -> None:
     with docker_registry(tmp_path / "registry") as running, FakeRegistry() as fake:
         far = _far(bench, fake)
@@ -892,7 +892,7 @@ def test_artifacts_that_cannot_be_saved_are_a_warning(bench: Extended, script: s
 # --- killed in the middle -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
+@pytest.mark.parametrize("isolation", [RUNC, "builtin"])
 def test_kill_in_assemble_runtime_leaves_a_valid_store(
     bench: Extended, ocis2i: Program, isolation: str
 ) -> None:

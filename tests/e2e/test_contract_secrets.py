@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC
 from tests.contract import better, same
 from tests.fakes.bench import Bench, told
 from tests.fakes.canary import assert_nowhere
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
 ]
 
-ISOLATIONS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+ISOLATIONS = [RUNC, "builtin"]
 HOME = "opt/app-root/src"
 # No part of it is a word that anything else of a build has.
 SECRET = "kW7pQz-Vb4tR_x9Lm2+Yc8%Dh"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from tests.fakes import mounted
 from tests.fakes.bench import Bench
 from tests.fakes.images import BUSYBOX, HOME, Layer
-from tests.fakes.program import ARGV, PROJECT, Done, Program, program
+from tests.fakes.program import ARGV, PROJECT, Done, Program, called, program
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -224,17 +223,11 @@ def in_world(
     # Not below the test's own directory: overlayfs takes no path with a colon or a comma in it.
     with tempfile.TemporaryDirectory(prefix="ocis2i-world-") as directory:
         store = f"{directory}/store"
-        done = subprocess.run(
-            [sys.executable, mounted.__file__, kind, store, *through, *ARGV, *map(str, arguments)],
-            env={**bench.ocis2i.environment, "OCIS2I_ROOT": store, **variables},
+        return called(
+            [sys.executable, mounted.__file__, kind, store, *through, *ARGV, *arguments],
+            {**bench.ocis2i.environment, "OCIS2I_ROOT": store, **variables},
             cwd=PROJECT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
         )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import needs
 from tests.contract import better, same
 from tests.fakes.images import Layer, _architecture, _busybox_layer, busybox_builder, make_layout
-from tests.fakes.program import Done, Program
+from tests.fakes.program import Done, Program, called
 
 pytestmark = pytest.mark.sandbox
 
@@ -42,17 +42,7 @@ class Repository:
     environment: dict[str, str]
 
     def call(self, *argv: str | Path, **variables: str) -> Done:
-        done = subprocess.run(
-            [*map(str, argv)],
-            cwd=self.path,
-            env=self.environment | variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return called(argv, self.environment | variables, cwd=self.path)
 
     @property
     def temporary(self) -> Path:

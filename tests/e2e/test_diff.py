@@ -29,6 +29,7 @@ CLOSED = (
     .dir("srv/closed", mode=0o700, uid=1001)
     .file("srv/closed/f", "of this test alone", uid=1001)
 )
+PRIVATE = Layer().dir("srv").file("srv/private", mode=0o600, uid=5, xattrs={"user.note": "1"})
 ASSEMBLE = sh(
     'cp -R /tmp/src/. "$HOME/"',
     'cd "$HOME"; mkdir -p node_modules/a',
@@ -116,7 +117,10 @@ def test_a_base_that_is_only_unpacked_is_looked_up_in_its_tree(
     """Of a builder from a registry the store has no blobs; what is closed there comes again."""
     open_base = Layer().dir("srv").file("srv/changed", "1").dir("srv/gone").dir("srv/gone/d")
     open_base.file("srv/gone/d/a", "xyz").symlink("srv/link", "/etc")
-    lines = ("rm -rf /srv/gone", "echo 2 > /srv/changed", "rm /srv/link; mkdir /srv/link")
+    for marked in ("srv/marked", "srv/noted"):
+        open_base.file(marked, "1", xattrs={"user.note": "1", "user.overlay.metacopy": "1"})
+    lines = ["rm -rf /srv/gone", "echo 2 > /srv/changed", "rm /srv/link; mkdir /srv/link"]
+    lines += ["cp /srv/marked /srv/m; mv /srv/m /srv/marked", "echo 2 > /srv/noted"]
     location = make(sh(*lines, "echo 1 > /srv/link/passwd"), user="0", more_layers=[open_base])
     name = offer(registry, location, "builder", "1")
     bench.built(name, "--no-tls-verify")
@@ -130,15 +134,19 @@ def test_a_base_that_is_only_unpacked_is_looked_up_in_its_tree(
         "/srv/gone/d/a": "removed",
         "/srv/link": "changed",
         "/srv/link/passwd": "added",
+        "/srv/marked": "changed",
+        "/srv/noted": "changed",
     }
-    (link,) = (one for one in done.document["files"] if one["path"] == "/srv/link")
-    assert link["what"] == ["type"]
+    what = {one["path"]: one["what"] for one in done.document["files"]}
+    assert what["/srv/link"] == ["type"]
+    # The copy has lost them, the other one has kept them.
+    assert (what["/srv/marked"], what["/srv/noted"]) == (["attributes"], ["content"])
 
     bench.ocis2i.ok("push", "--no-tls-verify", bench.tag, f"{registry.host}/result:1")
     far = bench.ocis2i.ok(
         "diff", "--no-tls-verify", f"docker://{registry.host}/result:1", "--files", "--json"
     )
-    assert paths(far) == paths(done)
+    assert far.document["files"] == done.document["files"]
 
 
 def test_what_is_closed_in_an_unpacked_base_is_read_from_its_blob(
@@ -162,6 +170,18 @@ def test_what_is_closed_in_an_unpacked_base_is_read_from_its_blob(
     # The report asks no registry, and says what it cannot know.
     page = bench.ocis2i.ok("report", bench.tag, "-o", "-").out
     assert "New and changed files are not told apart" in page
+
+
+def test_attributes_of_a_file_that_is_closed_to_us_are_read_from_the_blob_as_well(
+    bench: Bench, make: Maker, registry: FakeRegistry
+) -> None:
+    location = make(sh("echo 2 > /srv/private"), user="0", more_layers=[PRIVATE])
+    bench.built(offer(registry, location, "builder", "1"), "--no-tls-verify")
+    before = len(registry.requests("GET", "/blobs/"))
+    done = bench.ocis2i.ok("diff", bench.tag, "--files", "--json", "--no-tls-verify")
+    (private,) = (one for one in done.document["files"] if one["path"] == "/srv/private")
+    assert private["what"] == ["content"]
+    assert len(registry.requests("GET", "/blobs/")) == before + 1
 
 
 def test_a_size_budget_that_is_exceeded_ends_with_9(bench: Bench, make: Maker) -> None:

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import needs_registry
 from tests.fakes.bench import Bench, sh
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.images import LayoutImage
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() == 0, reason="ocis2i builds as an ordinary user"),
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 # More than what is sent only when it is whole.

@@ -9,32 +9,28 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import BUILDAH, CRUN, RUNC, needs
 from tests.e2e.test_bad_input import Elsewhere, elsewhere, hidden
-from tests.e2e.test_killed import (
-    _orphans,
-    _wait_for_sleepers,
-    descendants,
-    mounts_of,
-    wait_until_alone,
-)
 from tests.fakes.bench import Bench, content, told
 from tests.fakes.images import BUSYBOX, Layer, LayoutImage, _architecture, make_layout
-from tests.fakes.program import PROJECT, Done, Program, program
+from tests.fakes.processes import (
+    command_lines,
+    descendants,
+    mounts_of,
+    wait_for_sleepers,
+    wait_until_alone,
+)
+from tests.fakes.program import PROJECT, Done, Program
 
-__all__ = ["_orphans", "elsewhere"]
+__all__ = ["elsewhere"]
 
 pytestmark = pytest.mark.sandbox
 
-RUNC = pytest.param("runc", marks=needs("runc"))
-CRUN = pytest.param("crun", marks=needs("crun"))
-BUILDAH = pytest.param("buildah", marks=needs("buildah", "runc"))
 EXECUTORS = [RUNC, CRUN, "builtin", BUILDAH]
 
 SCRIPTS = "usr/libexec/s2i"
@@ -94,19 +90,6 @@ ODD = {
     "LD_PRELOAD": "",
     "GODEBUG": "x=y",
 }
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("executors")) as running:
-        yield running
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +225,19 @@ def test_exit_code_is_the_one_of_the_program(
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
-    ("program", "why"),
-    [("/no/such", "no such file|not found"), ("no-such", "not found|no such file"),
-     ("/etc", "permission denied|not permitted")],
+    ("program", "why", "way_out"),
+    [("/no/such", "no such file|not found", "the interpreter in its first line"),
+     ("no-such", "not found|no such file", "no directory of PATH in the container has it"),
+     ("/etc", "permission denied|not permitted", "that this user may execute")],
 )  # fmt: skip
 def test_program_that_cannot_be_started_is_named(
-    bench: Bench, plain: str, executor: str, program: str, why: str
+    bench: Bench, plain: str, executor: str, program: str, why: str, way_out: str
 ) -> None:
     done = bench.ocis2i("run", "--isolation", executor, plain, program)
     (line,) = (line for line in done.err.splitlines() if line.startswith("error: "))
     assert line.startswith(f"error: `{program}` cannot be started: ")
     assert re.search(why, line, re.IGNORECASE)
+    assert way_out in told(done)["hint"]
     assert done.code == 7
 
 
@@ -366,16 +351,9 @@ def test_buildah_works_by_chroot_for_who_asks_for_it(bench: Bench) -> None:
     assert "`buildah run --isolation chroot` has no network of its own" in done.err
 
 
-def sleepers() -> set[str]:
+def sleepers() -> set[int]:
     """Processes that sleep for long."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes() == b"sleep\x001000\0":
-                found.add(path.parent.name)
-        except OSError:
-            continue
-    return found
+    return {pid for pid, line in command_lines() if line == b"sleep\x001000\0"}
 
 
 @needs("buildah", "runc")
@@ -404,7 +382,7 @@ def test_values_for_the_build_alone_are_on_no_command_line_and_no_disk(bench: Be
         for line in process.stderr:
             if line.startswith("---> assembling"):
                 break
-        _wait_for_sleepers(process.pid, 1)
+        wait_for_sleepers(process.pid, 1)
         lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)]
         assert any(b"buildah" in line for line in lines)
         assert not any(word.encode() in line for line in lines)
@@ -441,7 +419,7 @@ def test_nothing_goes_on_when_the_build_is_ended(
     for line in process.stderr:
         if line.startswith("---> assembling"):
             break
-    _wait_for_sleepers(process.pid)
+    wait_for_sleepers(process.pid)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     wait_until_alone(before)

@@ -7,17 +7,17 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import BUILDAH, CRUN, RUNC, needs
 from tests.e2e.test_chroot import Jobs
 from tests.e2e.test_chroot import jobs as jobs  # noqa: PLC0414 - a fixture
 from tests.fakes.bench import Bench, Maker, error, sh
 from tests.fakes.images import HOME
+from tests.fakes.processes import command_lines
 from tests.fakes.program import ARGV, PROJECT, program
 from tests.fakes.typist import Typist, typing
 
@@ -25,12 +25,7 @@ pytestmark = [pytest.mark.sandbox, needs("busybox", "newuidmap")]
 
 SHELL = "--shell-on-failure"
 FAILS = sh("echo half > half-done", "cat /etc/token > /dev/null", "no-such-program --build")
-EXECUTORS = [
-    pytest.param("runc", marks=needs("runc")),
-    pytest.param("crun", marks=needs("crun")),
-    "builtin",
-    pytest.param("buildah", marks=needs("buildah", "runc")),
-]
+EXECUTORS = [RUNC, CRUN, "builtin", BUILDAH]
 
 
 def build(bench: Bench, builder: str, *more: str | Path) -> list[str]:
@@ -94,7 +89,7 @@ def test_a_shell_is_where_the_script_was_with_all_that_it_had(
     assert "very-much-hidden" not in end
 
 
-@pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
+@pytest.mark.parametrize("isolation", [RUNC, "builtin"])
 def test_jobs_are_controlled_and_the_window_may_change(
     bench: Bench, make: Maker, isolation: str
 ) -> None:
@@ -126,7 +121,7 @@ def test_the_end_of_the_build_is_the_end_of_the_shell(bench: Bench, make: Maker)
         assert_over(typist, bench, code=128 + signal.SIGTERM)
 
 
-@pytest.mark.parametrize("isolation", [pytest.param("runc", marks=needs("runc")), "builtin"])
+@pytest.mark.parametrize("isolation", [RUNC, "builtin"])
 def test_a_killed_build_leaves_no_shell_and_nothing_that_prune_does_not_take(
     bench: Bench, make: Maker, isolation: str
 ) -> None:
@@ -135,10 +130,10 @@ def test_a_killed_build_leaves_no_shell_and_nothing_that_prune_does_not_take(
     with typing(argv, bench.ocis2i.environment) as typist:
         begin(typist)
         typist.start(f"sleep {mark}")
-        assert eventually(lambda: bool(processes(mark)))  # the shell has said that it begins
+        assert eventually(lambda: sleeping(mark))  # the shell has said that it begins
         os.kill(typist.process.pid, signal.SIGKILL)
         typist.process.wait(30)
-        assert eventually(lambda: not processes(mark))
+        assert eventually(lambda: not sleeping(mark))
     bench.ocis2i.ok("prune")
     assert list((bench.ocis2i.store / "builds").iterdir()) == []
 
@@ -152,14 +147,9 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return False
 
 
-def processes(mark: str) -> list[Path]:
-    """Those whose command line has the mark, and that are not the test's own."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if f"sleep {mark}".replace(" ", "\0").encode() in path.read_bytes():
-                found.append(path)
-    return found
+def sleeping(mark: str) -> bool:
+    """Whether a process sleeps for so long, whatever else its command line says."""
+    return any(f"sleep\0{mark}".encode() in line for _, line in command_lines())
 
 
 def test_a_failed_assemble_runtime_has_a_shell_in_the_runtime_image(

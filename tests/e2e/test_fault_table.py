@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import needs, needs_registry
 from tests.fakes.bench import error
-from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
+from tests.fakes.docker_registry import RegistryUnderTest, docker_registry
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.images import LayoutImage, busybox_builder
 from tests.fakes.program import Done, Program, program
@@ -24,7 +24,7 @@ from tests.fault_rows import BUILDS, MIDDLE, PULLS, PUSHES, ROWS, Row
 pytestmark = [
     pytest.mark.registry,
     pytest.mark.as_user,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
     needs("prlimit"),
 ]
 

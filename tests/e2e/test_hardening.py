@@ -8,25 +8,20 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from ocis2i.seccomp import Guard, Profile
 from ocis2i.syscall_numbers import NUMBERS
-from tests.conftest import needs
+from tests.conftest import CRUN, RUNC, needs
 from tests.fakes.hosts import Host, bind
 from tests.fakes.images import LayoutImage, busybox_builder
-from tests.fakes.program import ARGV, Done, Program
+from tests.fakes.program import ARGV, Done, Program, called
 from tests.fakes.raw_calls import Call, machine, raw_calls, results_of
 
 NAME = "localhost/app:1"
-EXECUTORS = [
-    pytest.param("runc", marks=needs("runc")),
-    pytest.param("crun", marks=needs("crun")),
-    "builtin",
-]
+EXECUTORS = [RUNC, CRUN, "builtin"]
 
 pytestmark = pytest.mark.sandbox
 
@@ -57,17 +52,10 @@ class Assembling:
         scripts.mkdir(parents=True, exist_ok=True)
         (scripts / "assemble").write_text(f"#!/bin/sh\n{script}\n")
         (scripts / "assemble").chmod(0o755)
-        done = subprocess.run(
+        return called(
             [*self.launcher, *ARGV, "build", self.source, f"oci:{place}:b:1", NAME, *flags],
-            env=dict(self.ocis2i.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=300,
-            check=False,
+            self.ocis2i.environment,
         )
-        return Done(done.returncode, done.stdout, done.stderr)
 
     def left_behind(self) -> list[Path]:
         """Directories of builds that are still there."""

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tests.contract import refused, same
 from tests.fakes.bench import Bench
 from tests.fakes.canary import WORDS, Canary, files_with
 from tests.fakes.images import BUSYBOX, SCRIPTS, Layer
-from tests.fakes.program import Done, Program, program
+from tests.fakes.program import Done, Program
 from tests.fakes.repositories import Repository
 from tests.fakes.web import Answer, FakeWeb
 
@@ -42,33 +42,14 @@ UP = "../" * 40  # to the root, from wherever it is
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("hostile")) as ocis2i:
-        yield ocis2i
-
-
-@pytest.fixture(scope="module")
 def plain(shared: Program, tmp_path_factory: pytest.TempPathFactory) -> str:
     bench = Bench(shared, tmp_path_factory.mktemp("plain"))
     return bench.image("plain", {"assemble": ASSEMBLE, "run": NOTHING})
 
 
 @pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-@pytest.fixture
 def canary(tmp_path: Path) -> Canary:
     return Canary(tmp_path / "outside")
-
-
-@pytest.fixture
-def web() -> Iterator[FakeWeb]:
-    with FakeWeb() as running:
-        yield running
 
 
 def build(

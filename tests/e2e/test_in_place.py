@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ocis2i.isolation.place import find_place
 from tests.conftest import needs
 from tests.fakes.hosts import ARBITRARY, Host, Mount, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, busybox_builder
-from tests.fakes.program import ARGV, PROJECT, Done, Program
+from tests.fakes.program import ARGV, PROJECT, Done, Program, called
 from tests.fakes.registry import FakeRegistry
 
 pytestmark = [pytest.mark.sandbox, needs("busybox", "newuidmap")]
@@ -105,16 +104,7 @@ class Pods:
             **VARIABLES,
             **variables,
         }
-        done = subprocess.run(
-            [*host.launcher, *map(str, argv)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return called([*host.launcher, *argv], environment)
 
     def arguments(self, builder: str, *more: str | Path, name: str = "here") -> list[str]:
         """A build in place; what it makes is the archive `name`."""

@@ -11,16 +11,16 @@ import pytest
 
 from ocis2i.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from ocis2i.reference import Digest, Platform
-from tests.conftest import needs
+from tests.conftest import needs, needs_registry
 from tests.fakes.bench import Bench, error
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.images import BUSYBOX, Layer, busybox_builder, make_index, make_layout
 from tests.fakes.judges import schema_check, skopeo_copy, skopeo_raw
 from tests.fakes.program import Program, program
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
     needs("skopeo"),
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import BUILDAH, CRUN, RUNC, needs
 from tests.e2e.test_chroot import Jobs
 from tests.e2e.test_chroot import jobs as jobs  # noqa: PLC0414 - a fixture
 from tests.fakes.bench import Bench, Maker, error, sh, told, warnings
@@ -25,12 +25,7 @@ pytestmark = [pytest.mark.sandbox, needs("busybox", "newuidmap")]
 SECRET = "s3cr3t-Zq81-value"
 FILE_SECRET = "very-much-hidden-17"
 FAILS = sh("echo half > half-done", "cat /etc/token > /dev/null", "exit 3")
-EXECUTORS = [
-    pytest.param("runc", marks=needs("runc")),
-    pytest.param("crun", marks=needs("crun")),
-    "builtin",
-    pytest.param("buildah", marks=needs("buildah", "runc")),
-]
+EXECUTORS = [RUNC, CRUN, "builtin", BUILDAH]
 
 
 def failed(bench: Bench, builder: str, *more: str | Path, code: int = 7) -> Done:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -26,10 +24,17 @@ from ocis2i.manifest import Encoded, Manifest
 from ocis2i.reference import Reference, parse_location
 from ocis2i.registry import Registry
 from ocis2i.transfer import push_image
-from tests.conftest import needs
+from tests.conftest import RUNC
 from tests.fakes.docker_registry import docker_registry, registry_program
 from tests.fakes.images import Layer, busybox_builder
 from tests.fakes.judges import LAYERS_FROM, schema_check, validate_layout
+from tests.fakes.processes import (
+    command,
+    descendants,
+    mounts_of,
+    wait_for_sleepers,
+    wait_until_alone,
+)
 from tests.fakes.program import Program
 
 KILLS = 50
@@ -44,10 +49,6 @@ STAGES = {
     "---> pushing": 0.15,
 }
 SECONDS_OF_A_BUILD = 1.5
-# The kernel kills at once, but a busy machine may take its time to show it.
-PATIENCE_SECONDS = 20.0
-
-PR_SET_CHILD_SUBREAPER = 36
 
 # Some work of its own, and processes that leave their session and do not listen.
 ASSEMBLE = """\
@@ -61,64 +62,6 @@ if [ -n "$SLOW" ]; then
     sleep 1000
 fi
 """
-
-
-# --- who is still there -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def _orphans() -> Iterator[None]:
-    """While it lasts, whatever loses its parent becomes a child of the test: nothing gets away."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-    yield
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-def _parents() -> dict[int, int]:
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z" or int(parent) == os.getpid():
-                found[int(path.parent.name)] = int(parent)
-    return found
-
-
-def descendants(of: int) -> set[int]:
-    """All processes below one."""
-    parents = _parents()
-    found = {of}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {of}
-
-
-def wait_until_alone(before: set[int]) -> None:
-    """Until no process is left that this test did not have before; fails when some stay."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while rest := descendants(os.getpid()) - before:
-        for pid in rest:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        assert time.monotonic() < deadline, [_command(pid) for pid in rest]
-        time.sleep(0.01)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError as error:
-        return f"{pid}: {error}"
-
-
-def mounts_of(store: Path) -> list[str]:
-    """Mounts below the store, in every process that lets us look."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/mountinfo"):
-        with contextlib.suppress(OSError):
-            found += [line for line in path.read_text().splitlines() if str(store) in line]
-    return found
 
 
 # --- what is in the store ---------------------------------------------------------------------
@@ -273,7 +216,7 @@ def _have_runc(ocis2i: Program) -> bool:
 
 # --- the agent is killed ----------------------------------------------------------------------
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 
 
 @pytest.mark.sandbox
@@ -292,8 +235,8 @@ def test_a_killed_agent_is_an_error_and_leaves_nothing(
     for line in process.stderr:
         if line.startswith("---> assembling"):
             break
-    _wait_for_sleepers(process.pid)
-    agents = sorted(pid for pid in descendants(process.pid) if "agent/__main__.py" in _command(pid))
+    wait_for_sleepers(process.pid)
+    agents = sorted(pid for pid in descendants(process.pid) if "agent/__main__.py" in command(pid))
     # The process that made the namespaces, and its child, the first of the pid namespace.
     os.kill(agents[0] if which == "outer" else agents[1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -307,10 +250,3 @@ def test_a_killed_agent_is_an_error_and_leaves_nothing(
     assert os.listdir(ocis2i.store / "tmp") == []
     assert mounts_of(ocis2i.store) == []
     assert ocis2i.ok("images", "--json").document["images"] == []
-
-
-def _wait_for_sleepers(pid: int, count: int = 3) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while sum("sleep 1000" in _command(one) for one in descendants(pid)) < count:
-        assert time.monotonic() < deadline, "assemble does not get to its end"
-        time.sleep(0.02)

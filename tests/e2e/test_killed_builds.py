@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -12,14 +11,9 @@ import pytest
 
 from ocis2i.records import Record, find
 from ocis2i.report import STAGE_WORDS
-from tests.e2e.test_killed import (
-    PR_SET_CHILD_SUBREAPER,
-    descendants,
-    mounts_of,
-    wait_until_alone,
-)
 from tests.fakes.bench import Bench, Maker, error, offer
 from tests.fakes.forked import Forked, forked
+from tests.fakes.processes import descendants, mounts_of, wait_until_alone
 from tests.fakes.program import Done
 from tests.fakes.record_schemas import check_against
 from tests.fakes.registry import FakeRegistry
@@ -82,15 +76,6 @@ def ask(bench: Bench) -> Iterator[Forked]:
     """The program, for one question after the other."""
     with forked(bench.ocis2i, bench.directory) as running:
         yield running
-
-
-@pytest.fixture
-def _orphans() -> Iterator[None]:
-    """While it lasts, whatever loses its parent becomes a child of the test: nothing gets away."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-    yield
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def killed_at(bench: Bench, killer: Path, at: str, *words: str | Path) -> Record:

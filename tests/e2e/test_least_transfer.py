@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs_registry
 from tests.fakes.bench import RUN, Bench, error, offer, sh
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.images import Layer, LayoutImage
 from tests.fakes.registry import FakeRegistry
@@ -158,7 +159,7 @@ def real_registry(directory: Path) -> Iterator[FaultProxy]:
 
 
 @pytest.mark.registry
-@pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH")
+@needs_registry
 def test_real_registry_gets_no_byte_of_a_base_that_it_has(bench: Bench, tmp_path: Path) -> None:
     more = [Layer().file("opt/large", os.urandom(2 << 20))]
     location = bench.image("builder", sh("echo built > result"), more_layers=more)

@@ -8,20 +8,17 @@ import pty
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import needs_registry
 from tests.fakes.docker_registry import (
-    HTPASSWD,
     PASSWORD,
     USER,
     RegistryUnderTest,
-    docker_registry,
-    registry_program,
 )
 from tests.fakes.images import Layer, make_layout
 from tests.fakes.program import ARGV, Done, Program
@@ -29,7 +26,7 @@ from tests.fakes.registry import FakeRegistry
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 HELPER = """#!/bin/sh
@@ -65,12 +62,6 @@ class User:
     def log_in(self, host: str, *more: str, said: str = f"{PASSWORD}\n", **variables: str) -> Done:
         name = ("--username", USER, "--password-stdin")
         return self("login", *name, *more, host, said=said, **variables)
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("guarded"), htpasswd=HTPASSWD) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

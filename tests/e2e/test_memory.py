@@ -17,6 +17,7 @@ import pytest
 
 from tests.fakes.docker_registry import docker_registry, registry_program
 from tests.fakes.images import busybox_builder
+from tests.fakes.processes import below
 from tests.fakes.program import Program, program
 
 GIBIBYTE = 1 << 30
@@ -46,7 +47,7 @@ class Watch:
 
     def look(self) -> None:
         """Takes the peaks of all that are there now."""
-        for pid in _below(self.pid):
+        for pid in below(self.pid):
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -60,17 +61,6 @@ class Watch:
         """Looks until it is done. The peak is kept by the kernel: seldom is often enough."""
         while not done.wait(0.03):
             self.look()
-
-
-def _below(pid: int) -> list[int]:
-    found, todo = [], [pid]
-    while todo:
-        one = todo.pop()
-        with contextlib.suppress(OSError):
-            for children in Path(f"/proc/{one}/task").glob("*/children"):
-                todo += map(int, children.read_text().split())
-        found.append(one)
-    return found[1:]
 
 
 def measured(ocis2i: Program, *arguments: str | Path) -> tuple[dict[str, int], int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.contract import better
 from tests.fakes.bench import Bench, told
 from tests.fakes.canary import assert_nowhere
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
 ]
 
-ISOLATIONS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+ISOLATIONS = [RUNC, "builtin"]
 RUN = "#!/bin/sh\nexec true\n"
 PASSWORD = "Vw83nqKz-71cb_eR"
 TOKEN = "npm_4hG7sQ91xLw2Zp0"

@@ -18,50 +18,31 @@ import pytest
 
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.agent import agent
-from tests.conftest import needs
-from tests.e2e.test_killed import _orphans, descendants, mounts_of, wait_until_alone
+from tests.conftest import CRUN, RUNC, needs
 from tests.e2e.test_mirrors import NAME, page, python, wheel
 from tests.e2e.test_mirrors import Python as PythonImage
 from tests.fakes.bench import RUN, Bench, facts, told, warnings
 from tests.fakes.hosts import Host, Mount, bind, hidden, read_only
 from tests.fakes.images import BUSYBOX
-from tests.fakes.program import Done, Program, program
+from tests.fakes.processes import descendants, mounts_of, wait_until_alone
+from tests.fakes.program import Done, Program
 from tests.fakes.web import Answer, FakeWeb
 
 pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
 ]
-__all__ = ["_orphans", "python"]  # fixtures, for pytest to find
+__all__ = ["python"]  # a fixture, for pytest to find
 
 EXECUTORS = [
-    pytest.param("runc", marks=needs("runc")),
-    pytest.param("crun", marks=needs("crun")),
+    RUNC,
+    CRUN,
     "builtin",
     pytest.param("buildah", marks=needs("buildah")),
 ]
 PROXY = ("--network", "proxy")
 SECRET = "Qx83nqKz-71cb-eR5"
 TUN = Path("/dev/net/tun")
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    if os.geteuid() == 0:
-        pytest.skip("the tests run as root; ocis2i builds as an ordinary user")
-    with program(tmp_path_factory.mktemp("network")) as running:
-        yield running
-
-
-@pytest.fixture
-def bench(shared: Program, tmp_path: Path) -> Bench:
-    return Bench(shared, tmp_path)
-
-
-@pytest.fixture
-def web() -> Iterator[FakeWeb]:
-    with FakeWeb() as running:
-        yield running
 
 
 def sh(*lines: str) -> dict[str, str | None]:

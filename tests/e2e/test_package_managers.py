@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import BUILDAH, CRUN, RUNC, needs
 from tests.fakes.hosts import Host, fresh
 from tests.fakes.images import HOME, Layer, LayoutImage, _architecture, make_layout
 from tests.fakes.program import Done, Program, program
@@ -32,12 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/bin").is_symlink(), reason="this host's /usr is not all of it"),
 ]
 
-MAPPED = [
-    pytest.param("runc", marks=needs("runc")),
-    pytest.param("crun", marks=needs("crun")),
-    "builtin",
-    pytest.param("buildah", marks=needs("buildah", "runc")),
-]
+MAPPED = [RUNC, CRUN, "builtin", BUILDAH]
 # Files of /etc that programs of /usr are nothing without.
 SETTINGS = ("alternatives", "pam.d", "security", "login.defs", "npmrc", "ssl", "ld.so.cache")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.conftest import needs, needs_registry
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.images import BUSYBOX, Layer, busybox_builder
 from tests.fakes.judges import have, skopeo_copy, validate_layout
 from tests.fakes.program import Done, Program
@@ -249,7 +249,7 @@ def test_build_while_images_are_listed_inspected_and_removed(
 
 
 @pytest.mark.registry
-@pytest.mark.skipif(registry_program() is None, reason="no registry program is installed")
+@needs_registry
 def test_builds_that_pull_and_push_at_once(
     ocis2i: Program, slow_builder: str, tmp_path: Path
 ) -> None:

@@ -239,7 +239,13 @@ def test_words_that_are_no_parameters(bench: Bench, builder: str) -> None:
         done = bench.attempt(builder, *words)
         assert done.code == 2
         assert why in error(done)
+        # Of all that is a file, `-` is standard input only behind `=@`.
+        assert ("or =@- for standard input" in done.err) == ("GOALS=@/nowhere" in words)
     broken = bench.directory / "p.json"
+    broken.write_text('{"GOALS": ')
+    done = bench.attempt(builder, "--parameters-file", broken)
+    assert "is not JSON" in error(done)
+    assert "write it as TOML, JSON or lines" in done.err
     broken.write_text('{"GOALS": [1]}')
     assert "is no text, whole number" in error(bench.attempt(builder, "--parameters-file", broken))
 

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.contract import same
 from tests.fakes.docker_registry import HTPASSWD, PASSWORD, USER, docker_registry, registry_program
 from tests.fakes.images import busybox_builder
+from tests.fakes.processes import below
 from tests.fakes.program import Program
 
 MAPPERS = {"newuidmap", "newgidmap"}
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 PATIENCE_SECONDS = 60.0
 
 # Ends when the file of the volume is there: the test looks around meanwhile.
@@ -65,15 +66,10 @@ def _read(pid: int) -> Process:
 
 def descendants(pid: int) -> list[Process]:
     """All processes below one that are there now."""
-    found, todo = [], [pid]
-    while todo:
-        one = todo.pop()
+    found = []
+    for one in below(pid):
         with contextlib.suppress(OSError):
-            for children in Path(f"/proc/{one}/task").glob("*/children"):
-                todo += map(int, children.read_text().split())
-        if one != pid:
-            with contextlib.suppress(OSError):
-                found.append(_read(one))
+            found.append(_read(one))
     return found
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ocis2i.reference import Digest
-from tests.conftest import needs
+from tests.conftest import needs, needs_registry
 from tests.fakes.bench import Bench, error, warnings
-from tests.fakes.docker_registry import docker_registry, registry_program
+from tests.fakes.docker_registry import docker_registry
 from tests.fakes.images import BUSYBOX, busybox_builder
 from tests.fakes.judges import skopeo_raw
 from tests.fakes.program import Program
@@ -117,7 +117,7 @@ def test_push_to_a_digest_writes_no_tag(bench: Bench, built: str, registry: Fake
 
 
 @needs("skopeo")
-@pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH")
+@needs_registry
 def test_all_tags_of_a_name_are_pushed(
     bench: Bench, built: str, builder: str, tmp_path: Path
 ) -> None:

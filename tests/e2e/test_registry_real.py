@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,33 +31,19 @@ from ocis2i.manifest import (
 from ocis2i.reference import Digest, Reference
 from ocis2i.registry import Registry
 from ocis2i.transfer import push_image
+from tests.conftest import needs_registry
 from tests.fakes.docker_registry import (
-    HTPASSWD,
     PASSWORD,
     USER,
     RegistryUnderTest,
-    docker_registry,
-    registry_program,
 )
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 LAYERS = {Digest.of(data): data for data in (os.urandom(5 << 20), os.urandom(100), b"third")}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("guarded"), htpasswd=HTPASSWD) as running:
-        yield running
 
 
 class Memory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,8 +10,9 @@ from ocis2i.keychain import Keychain
 from ocis2i.manifest import OCI_MANIFEST, encode_json
 from ocis2i.reference import Reference
 from ocis2i.registry import Registry
+from tests.conftest import needs_registry
 from tests.fakes.bench import RUN, Bench, told, warnings
-from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
+from tests.fakes.docker_registry import RegistryUnderTest
 from tests.fakes.images import BUSYBOX
 from tests.fakes.judges import schema_check
 from tests.fakes.program import Done, Program, program
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.registry,
     pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox-static is not installed"),
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 ASSEMBLE = """\
@@ -39,12 +39,6 @@ SAVE = '#!/bin/sh\ncd "$HOME" && tar -cf - cache\n'
 SCRIPTS: dict[str, str | None] = {"assemble": ASSEMBLE, "run": RUN, "save-artifacts": SAVE}
 NOTHING_CAME = "nothing came from the cache: "
 NOT_SAVED = "nothing was saved for the next incremental build: "
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from ocis2i.fs import Lock
 from ocis2i.reference import Digest
 from ocis2i.session import dead_builds
 from ocis2i.store import Store
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.fakes.bench import Bench
 from tests.fakes.images import Layer, busybox_builder, make_layout
-from tests.fakes.program import ARGV, Done, Program
+from tests.fakes.program import ARGV, Done, Program, called
 
 pytestmark = pytest.mark.sandbox
 
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 
 Change = Callable[[dict[str, object]], None]
 
@@ -71,17 +71,7 @@ def scripted(path: Path, script: str, *more: Layer, user: str = "1001") -> str:
 
 def sh(program: Program, command: str, *arguments: str | Path) -> Done:
     """ocis2i with `arguments` started by a shell, where `"$@"` stands for it."""
-    done = subprocess.run(
-        ["sh", "-c", command, "sh", *ARGV, *map(str, arguments)],
-        env=dict(program.environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=120,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return called(["sh", "-c", command, "sh", *ARGV, *arguments], program.environment, timeout=120)
 
 
 # --- odd images -------------------------------------------------------------------------------

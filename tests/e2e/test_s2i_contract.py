@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import RUNC, needs
 from tests.contract import better, refused, same
 from tests.fakes.bench import Bench, sh, told
 from tests.fakes.images import (
@@ -32,6 +32,7 @@ from tests.fakes.images import (
     make_layout,
 )
 from tests.fakes.images import _architecture as architecture
+from tests.fakes.processes import command_lines
 from tests.fakes.program import Done, Program
 
 pytestmark = [
@@ -40,7 +41,7 @@ pytestmark = [
 ]
 
 Json = dict[str, Any]
-ISOLATIONS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+ISOLATIONS = [RUNC, "builtin"]
 
 RUN = '#!/bin/sh\necho "run of the image: $GREETING"\n'
 TELL = """\
@@ -889,15 +890,11 @@ def test_script_whose_interpreter_is_missing_fails_and_says_so(bench: Desk, isol
 
 def processes_with(token: str) -> list[str]:
     """The command lines of all processes on this host that have this word in them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(token.encode() in word for word in words):
-            found.append(b" ".join(words).decode(errors="replace"))
-    return found
+    return [
+        line.replace(b"\0", b" ").decode(errors="replace")
+        for _, line in command_lines()
+        if token.encode() in line
+    ]
 
 
 def assert_gone(ocis2i: Program, token: str) -> None:

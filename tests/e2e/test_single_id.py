@@ -19,7 +19,7 @@ from tests.conftest import needs
 from tests.e2e.test_bad_input import BIND, Elsewhere, elsewhere, hidden
 from tests.fakes.hosts import Host
 from tests.fakes.images import Layer, LayoutImage, busybox_builder
-from tests.fakes.program import ARGV, Done, Program
+from tests.fakes.program import ARGV, Done, Program, called
 
 pytestmark = [pytest.mark.sandbox, needs("busybox", "setpriv")]
 __all__ = ["elsewhere"]  # the fixture, for pytest to find
@@ -86,16 +86,7 @@ class Bench:
 
     def run(self, launcher: tuple[str, ...], *arguments: str | Path) -> Done:
         """One command line of ocis2i behind a launcher."""
-        done = subprocess.run(
-            [*launcher, *ARGV, *map(str, arguments)],
-            env=dict(self.ocis2i.environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        return called([*launcher, *ARGV, *arguments], self.ocis2i.environment)
 
     def arguments(self, builder: str, name: str, *more: str) -> list[str | Path]:
         """A build whose result is the image `name` of the layout `out`."""

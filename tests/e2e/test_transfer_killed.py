@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs
+from tests.conftest import needs, needs_registry
 from tests.fakes import mounted
 from tests.fakes.bench import error
-from tests.fakes.docker_registry import RegistryUnderTest, docker_registry, registry_program
+from tests.fakes.docker_registry import RegistryUnderTest
 from tests.fakes.fault_proxy import FaultProxy
 from tests.fakes.program import Program
 from tests.fakes.seeds import Seed, has, plant, random_layer
 
 pytestmark = [
     pytest.mark.registry,
-    pytest.mark.skipif(registry_program() is None, reason="no registry program on PATH"),
+    needs_registry,
 ]
 
 SMALL, LARGE = 100_000, 6_000_000
@@ -72,12 +72,6 @@ class World:
         """The blobs that were asked for, and from where on."""
         gets = self.proxy.requests("GET", "/blobs/")
         return {one.path.rpartition("/")[2]: one.header("range") for one in gets}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryUnderTest]:
-    with docker_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture

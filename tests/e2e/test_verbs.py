@@ -18,7 +18,7 @@ import pytest
 
 from ocis2i import __version__
 from ocis2i.reference import Digest
-from tests.conftest import needs
+from tests.conftest import RUNC
 from tests.contract import same
 from tests.fakes.docker_registry import docker_registry, registry_program
 from tests.fakes.images import HOME, busybox_builder
@@ -31,7 +31,7 @@ VERBS = """
 build rebuild usage create generate pull push images inspect rm prune run doctor completion
 version
 """.split()
-EXECUTORS = [pytest.param("runc", marks=needs("runc")), "builtin"]
+EXECUTORS = [RUNC, "builtin"]
 
 pytestmark = pytest.mark.sandbox
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,30 @@ class Done:
         return value
 
 
+def called(
+    argv: Sequence[str | Path],
+    environment: Mapping[str, str],
+    *,
+    cwd: Path | None = None,
+    stdin: Path | None = None,
+    timeout: float = 300,
+) -> Done:
+    """Runs any program to its end, with the file `stdin` as standard input."""
+    with Path(stdin or os.devnull).open("rb") as given:
+        done = subprocess.run(
+            [*map(str, argv)],
+            env=dict(environment),
+            cwd=cwd,
+            stdin=given,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 @dataclass(frozen=True)
 class Program:
     """ocis2i with one store; `environment` is all that it gets to see.
@@ -52,19 +76,9 @@ class Program:
         **variables: str,
     ) -> Done:
         """Runs one command line to its end, with the file `stdin` as standard input."""
-        with Path(stdin or os.devnull).open("rb") as given:
-            done = subprocess.run(
-                [*self.launcher, *ARGV, *map(str, arguments)],
-                env={**self.environment, **variables},
-                cwd=cwd,
-                stdin=given,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-                check=False,
-            )
-        return Done(done.returncode, done.stdout, done.stderr)
+        argv = [*self.launcher, *ARGV, *map(str, arguments)]
+        environment = {**self.environment, **variables}
+        return called(argv, environment, cwd=cwd, stdin=stdin, timeout=timeout)
 
     def ok(
         self,

@@ -14,7 +14,7 @@ import zstandard
 from ocis2i import archives
 from ocis2i.archives import open_image
 from ocis2i.blobs import ImageSource, read_document
-from ocis2i.compression import open_decompressed
+from ocis2i.decompression import open_decompressed
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import OCI_LAYER, Descriptor, Image, Index, Manifest, decode_image
 from ocis2i.reference import Digest, PathLocation, parse_location

@@ -164,7 +164,8 @@ def test_url_with_a_digest_is_a_file_and_others_are_git(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"#sha256={HEX[:-1]}", f"#sha256={HEX}0", "#sha256=", "#sha256=x"]
+    "text",
+    [f"#sha256={HEX[:-1]}", f"#sha256={HEX}0", "#sha256=", "#sha256=x", "#md5=0a", "#SHA512=1f"],
 )
 def test_digest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="is no digest"):

@@ -125,10 +125,19 @@ def test_a_build_that_died_says_where(tmp_path: Path) -> None:
     assert "build it again" in text
 
 
+def test_a_build_whose_result_is_lost_is_not_said_to_be_killed(tmp_path: Path) -> None:
+    end = {"type": "ended", "state": "failed", "reason": "AssembleFailed", "at": 2}
+    text = Text(page(record(tmp_path, [began("assemble", 0), end]))).text
+    assert "The result of the build is lost" in text
+    assert "`result.json` is missing; `events.jsonl` says: failed, AssembleFailed" in text
+    assert "killed" not in text
+
+
 def test_a_build_that_died_after_its_image_was_stored_can_go_on(tmp_path: Path) -> None:
     stored = {"type": "stored", "digest": DIGEST, "config": DIGEST, "facts": {"isolation": "crun"}}
     text = Text(page(record(tmp_path, [stored, began("push", 1)]))).text
-    assert "ocis2i resume 20260102-030400-abcdef" in text
+    # It is not among the records of a store, and so it is found by its path alone.
+    assert f"ocis2i resume {tmp_path}" in text
     assert DIGEST in text
     assert "crun" in text
 

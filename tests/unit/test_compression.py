@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocis2i import compression
-from ocis2i.compression import Compression, DiffIdReader, compress, detect, open_decompressed
+from ocis2i.compression import Compression, compress, detect
+from ocis2i.decompression import DiffIdReader, open_decompressed
 from ocis2i.errors import ImageError, PolicyError, UsageError
 from ocis2i.manifest import (
     DOCKER_LAYER,

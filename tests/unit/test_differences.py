@@ -106,6 +106,30 @@ def test_capabilities_that_are_new_or_gone_are_a_change() -> None:
     assert trees[b"new"] == trees[b"gone"] == ("capabilities",)
 
 
+def test_other_attributes_are_a_change_by_name_and_value() -> None:
+    def cap(sets: str, version: str = "\x02") -> dict[str, str]:
+        return {"security.capability": f"\x01\0\0{version}{sets.ljust(16, chr(0))}"}
+
+    old, new = {"user.a": "1", "user.b": "2"}, {"user.a": "2", "user.b": "2"}
+    acl = {"system.posix_acl_access": "ids of one namespace"}
+    base = Layer().dir("d", xattrs=old).dir("same", xattrs=old).file("f", "1", xattrs=old)
+    base.file("gone", "1", xattrs=old).file("listed", "1", xattrs=acl).file("host", "1")
+    base.file("more", "1", xattrs=cap("\x01")).file("v3", "1", xattrs=cap("\x01"))
+    top = Layer().dir("d", xattrs=new).dir("same", xattrs=dict(reversed(old.items())))
+    top.file("f", "1", xattrs=new).file("gone", "1").file("listed", "2", xattrs=acl)
+    top.file("host", "2", xattrs={"security.selinux": "x"})
+    top.file("more", "1", xattrs=cap("\x03")).file("v3", "2", xattrs=cap("\x01", "\x03"))
+    assert said([base, top], below=1) == {
+        "d": "changed attributes",
+        "f": "changed attributes",
+        "gone": "changed attributes",
+        "host": "changed content",
+        "listed": "changed content",
+        "more": "changed capabilities",
+        "v3": "changed content",
+    }
+
+
 def test_names_of_one_file_are_counted_once_however_they_are_linked() -> None:
     top = Layer().file("a", "x" * 100, mode=0o4755).hardlink("b", "a").hardlink("c", "b")
     top.hardlink("d", "nowhere").hardlink("e", "../../e").hardlink("f", "f")
@@ -336,7 +360,7 @@ def noted(*changes: Change) -> dict[str, list[bytes]]:
         (file(mode=0o666), ["world-writable"]),
         (file(1000), ["large"]),
         (file(999), []),
-        (file()._replace(capable=True), ["capabilities"]),
+        (file()._replace(capability=b"x"), ["capabilities"]),
         (Facts(tar.DIRECTORY, 0o2775, 0, 0, 0), []),
         (Facts(tar.DIRECTORY, 0o777, 0, 0, 0), ["world-writable"]),
         (Facts(tar.DIRECTORY, 0o1777, 0, 0, 0), []),

@@ -14,7 +14,7 @@ import pytest
 from ocis2i.blobs import VerifiedReader
 from ocis2i.early_push import LEAST_BYTES, EarlyPush
 from ocis2i.errors import ImageError, RegistryError
-from ocis2i.events import Transfer
+from ocis2i.events import Notice, Transfer
 from ocis2i.growing import Growing
 from ocis2i.keychain import Keychain
 from ocis2i.manifest import OCI_LAYER, Descriptor
@@ -33,7 +33,7 @@ class Base:
     def __init__(self, path: Path) -> None:
         path.write_bytes(BASE)
         self._path = path
-        self.error: ImageError | None = None
+        self.error: Exception | None = None
 
     def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
         if self.error:
@@ -152,3 +152,55 @@ def test_waiting_for_it_ends_when_registries_may_take_no_more_time() -> None:
         registry.finish_early([thread])
     over.set()
     thread.join()
+
+
+def test_what_failed_early_counts_as_its_first_try(fake: FakeRegistry, tmp_path: Path) -> None:
+    """A registry that stops to read costs a long wait each time, here 15 seconds."""
+    clock = itertools.count(0.0, 15.0)
+    registry = Registry(
+        Keychain({}), environment={}, sleep=lambda _: None, clock=lambda: next(clock)
+    )
+    name = fake.reference("team/app:1")
+    data, other, base = bytes(LEAST_BYTES), b"another", b"of the base"
+    for method in ("PATCH", "PUT"):
+        fake.fail(method, "uploads", status=503, times=-1)
+
+    def begun() -> int:
+        found = len(fake.requests("POST"))
+        fake.log.clear()
+        return found
+
+    def push(blob: bytes) -> int:
+        with pytest.raises(RegistryError):
+            registry.push_blob(name, descriptor(blob), partial(io.BytesIO, blob))
+        return begun()
+
+    growing = whole(tmp_path / "blob", data)
+    with pytest.raises(RegistryError):
+        registry.push_growing(name, growing)
+    growing.close()
+    with pytest.raises(RegistryError):
+        cancel = threading.Event()
+        registry.push_early(name, descriptor(base), partial(io.BytesIO, base), cancel=cancel)
+    assert begun() == 2
+    assert (push(data), push(base), push(other)) == (1, 1, 2)
+    # Later it is tried as often as anything else.
+    assert push(data) == 2
+
+
+def test_a_fault_of_ours_beside_the_build_is_told_in_a_line(
+    fake: FakeRegistry, base: Base, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told: list[object] = []
+    registry = Registry(Keychain({}), environment={})
+    base.error = ZeroDivisionError("half of it")
+    sent(
+        EarlyPush(registry, fake.reference("team/app:1"), report=told.append), base, tmp_path / "b"
+    )
+    assert told == [
+        Notice(
+            "warning",
+            "a bug in ocis2i: the upload beside the build ended: ZeroDivisionError: half of it",
+        )
+    ]
+    assert capfd.readouterr().err == ""

@@ -121,3 +121,14 @@ def test_every_text_is_masked() -> None:
 def test_lines_of_any_length_stay_lines() -> None:
     long = replace(FAILURE, tail=("x" * 70_000,), script="a\nb" * 100)
     assert all(len(line) < 1000 and "\n" not in line for line in screen(long))
+
+
+@pytest.mark.parametrize("width", [0, 40, 80, 100, 500])
+def test_sentences_are_as_wide_as_the_terminal_and_commands_whole(width: int) -> None:
+    lines = list(screen(replace(FAILURE, repeat="ocis2i " + "word " * 40), width=width))
+    sentences = [line for line in lines if not line.startswith(("  repeat", "  output"))]
+    # A word is never broken.
+    long = [line for line in sentences if len(line) > max(40, min(width, 100))]
+    assert all(len(line[13:].split()) == 1 for line in long)
+    assert all(line.startswith("  ") for line in lines)
+    assert len([line for line in lines if "word word" in line]) == 1

@@ -133,6 +133,11 @@ CANARY = "s3cretX9pq"
         (("--args", f"https://u:{CANARY}@host/"), "leave it out"),
         (("--description", f"see https://u:{CANARY}@host/"), "leave it out"),
         (("--callback-url", f"https://host/x?token={CANARY}"), "leave it out"),
+        (("--scripts-url", f"https://u:{CANARY}@host/"), "leave it out; put the scripts into"),
+        (("--image-scripts-url", f"https://u:{CANARY}@host/"), "leave it out; put the scripts"),
+        (("--args", f"--db-password={CANARY}"), "a variable or a file that it gets when it"),
+        (("--args", "--token", "--args", CANARY), "a variable or a file that it gets when it"),
+        (("--args", f"API_KEY={CANARY}"), "a variable or a file that it gets when it is started"),
         (("--environment-file", "env"), "--build-env SECRET_KEY --build-secret"),
     ],
 )
@@ -152,6 +157,23 @@ def test_no_secret_comes_into_a_manifest(
     assert said.out == ""
     assert way_out in said.err.partition("hint: ")[2]
     assert CANARY not in said.err or "=@" in options[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token", "list"), ("--token",), ("--token", "--port=80"), ("--token-file=/run/secrets/t",),
+        ("--token=",), ("--author", "me"), ("--no-password", "db"), ("--password-stdin", "db"),
+        ("say: the password=x",), ("",),
+        ("--use-token=true",),
+    ],
+)  # fmt: skip
+def test_arguments_that_only_speak_of_secrets_are_none(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    words = [word for one in arguments for word in ("--args", one)]
+    assert invoke(["kube", "render", "job", *PLACES, *TOOL, *words]) == 0
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

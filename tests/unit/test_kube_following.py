@@ -93,6 +93,14 @@ def whole(pod: PlayedPod) -> None:
     pod.finish("Succeeded")
 
 
+def all_but_tool(pod: PlayedPod) -> None:
+    """The first step, which was played, ends; the others go well."""
+    pod.end("tool")
+    for name in STEPS[1:]:
+        pod.runs(name)
+    pod.finish("Succeeded")
+
+
 def ended(pod: PlayedPod, **status: Any) -> None:
     pod.finish("Failed", **status)
 
@@ -127,10 +135,7 @@ def test_a_log_that_the_node_rotates_repeats_no_line_and_loses_none(tmp_path: Pa
     def play(pod: PlayedPod) -> None:
         pod.start("tool")
         pod.say("tool", "1", "2", "3", "same", "same", "6", mark_line(RESULT))
-        pod.end("tool")
-        for name in STEPS[1:]:
-            pod.runs(name)
-        pod.finish("Succeeded")
+        all_but_tool(pod)
 
     said = Said()
     followed = run(play, tmp_path, said, rotating)
@@ -148,10 +153,7 @@ def test_a_log_is_asked_for_from_its_last_second_on(tmp_path: Path) -> None:
                 "2026-01-01T00:00:08.999999999Z late",
                 "2026-01-01T00:00:10Z two",
             ]
-        pod.end("tool")
-        for name in STEPS[1:]:
-            pod.runs(name)
-        pod.finish("Succeeded")
+        all_but_tool(pod)
 
     def breaking(api: FakeKubeApi) -> None:
         api.broken_logs = [2]
@@ -211,10 +213,7 @@ def test_a_log_that_ends_before_its_container_is_read_again(tmp_path: Path) -> N
         with pod.api.changed:
             pod.api.changed.wait_for(lambda: pod.api.calls.count("get pods/log") > 1, timeout=10)
         pod.say("tool", "four", mark_line({"state": "succeeded"}))
-        pod.end("tool")
-        for name in STEPS[1:]:
-            pod.runs(name)
-        pod.finish("Succeeded")
+        all_but_tool(pod)
 
     def short(api: FakeKubeApi) -> None:
         api.short_logs = [1]

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocis2i import journal, kept, records
+from ocis2i import kept, kept_document, record_files, records
 from ocis2i.build_facts import read_facts
 from ocis2i.build_rows import build_row, died_in, human_seconds
 from ocis2i.command_words import masked_command
@@ -37,7 +37,15 @@ from ocis2i.events import (
 )
 from ocis2i.following import Story, follow
 from ocis2i.fs import boot_id
-from ocis2i.journal import Heading, Journal, record_at, record_in_store, reopen, retire, to_retire
+from ocis2i.journal import Journal
+from ocis2i.record_files import (
+    Heading,
+    record_at,
+    record_in_store,
+    reopen,
+    retire,
+    to_retire,
+)
 from ocis2i.records import DIED_CODE, Record, all_records, find, newest, process_started
 from ocis2i.resume import missing_of, stored_digest
 from tests.fakes.record_schemas import check_against
@@ -341,7 +349,7 @@ def test_a_transfer_is_told_when_it_changes_or_once_a_second(write: Callable[...
 def test_a_log_does_not_grow_without_end(
     write: Callable[..., Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "LOG_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(record_files, "LOG_LIMIT_BYTES", 1000)
     one = write()
     with stage(one.journal, "assemble"):
         for _ in range(100):
@@ -388,13 +396,15 @@ def test_a_full_disk_is_told_once_and_ends_nothing(write: Callable[..., Written]
         one.journal(Notice("info", "x"))
     (warning,) = one.warnings
     assert "record cannot be written: No space left" in warning
+    # No failure says that all which was printed is there.
+    assert one.journal.kept is None
     one.journal.close(GOOD)
     assert one.record.state == "succeeded"
 
 
 def test_a_record_that_is_removed_meanwhile_is_told_once(write: Callable[..., Written]) -> None:
     one = write()
-    assert not journal.forget(one.files.path), "nobody removes what is in use"
+    assert not record_files.forget(one.files.path), "nobody removes what is in use"
     for path in sorted(one.files.path.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     one.files.path.rmdir()
@@ -462,7 +472,7 @@ def test_old_records_go_and_running_ones_stay(
     assert retire(three, 1) == 1
     assert retire(three, 0) == 1
     assert records.ids(three) == [running.name]
-    assert journal.leftovers(three) == [three / "records/.20200104-000000-dddddd"]
+    assert record_files.leftovers(three) == [three / "records/.20200104-000000-dddddd"]
 
 
 # --- logs -------------------------------------------------------------------------------------
@@ -566,9 +576,16 @@ def test_the_command_of_a_failure_can_be_typed_again(typed: str, again: str) -> 
 
 
 def test_a_running_build_cannot_be_resumed(write: Callable[..., Written]) -> None:
+    one = write()
     with pytest.raises(UsageError, match="still running") as caught:
-        stored_digest(write().record)
-    assert "ocis2i wait" in str(caught.value.hint)
+        stored_digest(one.record)
+    assert caught.value.hint == f"wait for it: ocis2i wait {one.record.id}"
+
+
+def test_a_record_that_is_not_among_the_stores_is_called_by_its_path(tmp_path: Path) -> None:
+    elsewhere = dead(tmp_path / "record", id="20200101-000000-aaaaaa")
+    assert elsewhere.called == str(tmp_path / "record")
+    assert dead(tmp_path / "20200101-000000-aaaaaa").called == "20200101-000000-aaaaaa"
 
 
 def test_a_build_without_image_names_the_command_that_builds_again(tmp_path: Path) -> None:
@@ -654,6 +671,33 @@ def test_a_damaged_record_says_what_of_it_cannot_be_read(
     assert damaged.warnings == (f"the record is damaged: {said}",)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "`result.json` is empty; `events.jsonl` says: failed, AssembleFailed"),
+        (b"[1]", "`result.json` is no JSON object; `events.jsonl` says: failed, AssembleFailed"),
+        (None, "`result.json` is missing; `events.jsonl` says: failed, AssembleFailed"),
+    ],
+)
+def test_a_build_whose_result_is_lost_is_not_said_to_be_killed(
+    write: Callable[..., Written], content: bytes | None, said: str
+) -> None:
+    one = write()
+    one.journal.close(BAD)
+    assert not one.record.lost_result
+    path = one.files.path / "result.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert one.record.lost_result == said
+    row = build_row(one.record)
+    assert row["state"] == "died"
+    told = died_in(row, restarted=False, lost=one.record.lost_result)
+    assert told == f"how it ended cannot be read: {said}"
+    (one.files.path / "events.jsonl").write_bytes(
+        record_files.as_line({"type": "resumed", "pid": 1})
+    )
+    assert bool(one.record.lost_result) == (content is not None)
+
+
 def test_without_its_record_no_build_is_repeated_by_an_empty_command(tmp_path: Path) -> None:
     record = dead(tmp_path / "records/20200101-000000-aaaaaa")
     (record.path / "record.json").write_bytes(b"")
@@ -668,7 +712,7 @@ def test_without_its_record_no_build_is_repeated_by_an_empty_command(tmp_path: P
 def test_an_image_whose_record_is_damaged_is_not_said_to_be_delivered(tmp_path: Path) -> None:
     record = dead(tmp_path / "records/20200101-000000-aaaaaa")
     line = {"type": "stored", "digest": DIGEST, "config": DIGEST, "facts": {}}
-    (record.path / "events.jsonl").write_bytes(journal.as_line(line))
+    (record.path / "events.jsonl").write_bytes(record_files.as_line(line))
     assert stored_digest(record)[0].hex == "a" * 64
     (record.path / "record.json").write_bytes(b"")
     with pytest.raises(UsageError, match="nobody knows where its image was to go") as caught:
@@ -678,7 +722,7 @@ def test_an_image_whose_record_is_damaged_is_not_said_to_be_delivered(tmp_path: 
 
 def test_names_sort_as_builds_began_also_within_a_second() -> None:
     moments = [START + timedelta(microseconds=300 * number) for number in range(3000)]
-    names = [journal.new_id(moment) for moment in moments]
+    names = [record_files.new_id(moment) for moment in moments]
     assert names == sorted(names)
     assert all(records.ID.match(name) for name in names)
 
@@ -719,7 +763,7 @@ def test_who_looks_keeps_nobody_from_writing(write: Callable[..., Written]) -> N
     try:
         for _ in range(20):
             reopen(one.record).close()
-        assert journal.forget(one.files.path)
+        assert record_files.forget(one.files.path)
     finally:
         over.set()
         for looker in lookers:
@@ -732,14 +776,14 @@ def test_a_record_that_prune_takes_meanwhile_is_said_to_be_gone(
     one = write()
     one.journal.close(BAD)
     record = one.record
-    take = journal._take
+    take = record_files._take
 
     def pruned(lock: int) -> None:
-        monkeypatch.setattr(journal, "_take", take)
-        assert journal.forget(record.path)
+        monkeypatch.setattr(record_files, "_take", take)
+        assert record_files.forget(record.path)
         take(lock)
 
-    monkeypatch.setattr(journal, "_take", pruned)
+    monkeypatch.setattr(record_files, "_take", pruned)
     with pytest.raises(UsageError, match="was removed meanwhile"):
         reopen(record)
     with pytest.raises(UsageError, match="was removed meanwhile"):
@@ -748,10 +792,10 @@ def test_a_record_that_prune_takes_meanwhile_is_said_to_be_gone(
 
 def test_a_record_that_is_being_made_is_no_leftover(tmp_path: Path) -> None:
     (tmp_path / "records/.20200101-000000-abcdef").mkdir(parents=True)
-    assert len(journal.leftovers(tmp_path)) == 1
+    assert len(record_files.leftovers(tmp_path)) == 1
     made = os.open(tmp_path / "records", os.O_RDONLY)
     fcntl.flock(made, fcntl.LOCK_SH)
-    assert journal.leftovers(tmp_path) == []
+    assert record_files.leftovers(tmp_path) == []
     os.close(made)
 
 
@@ -806,9 +850,63 @@ def test_the_way_into_a_kept_container_names_its_store(
 
 KEPT_WHOLE: dict[str, Any] = {
     "version": 1,
-    **{name: kind() if isinstance(kind, type) else None for name, kind in kept._FIELDS.items()},
-    "identity": dict.fromkeys(kept._IDENTITY),
+    "script": "/usr/libexec/s2i/assemble",
+    "tree": "runtime",
+    "environment": ["PATH=/bin", "EMPTY="],
+    "cwd": "/",
+    "identity": {"uid": 1001, "gid": 0, "groups": [1, 2], "home": "/", "name": ""},
+    "volumes": [["/src", "/mnt", True, True]],
+    "add_hosts": ["db:10.0.0.1", "six:::1"],
+    "cap_drop": ["CAP_NET_RAW", "ALL"],
+    "network": "none",
+    "seccomp": True,
+    "no_new_privs": False,
+    "isolation": "runc",
+    "weak": None,
+    "ids": "full",
+    "rootfs": "copy",
+    "buildah_mode": None,
+    "left_out": ["the variable TOKEN"],
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("version", True),
+        ("script", "assemble"),
+        ("tree", "/etc"),
+        ("tree", "../.."),
+        ("environment", ["PATH"]),
+        ("environment", ["A=\0"]),
+        ("environment", [1]),
+        ("cwd", None),
+        ("identity", {**KEPT_WHOLE["identity"], "uid": "0"}),
+        ("identity", {**KEPT_WHOLE["identity"], "uid": True}),
+        ("identity", {**KEPT_WHOLE["identity"], "gid": -1}),
+        ("identity", {**KEPT_WHOLE["identity"], "groups": [1 << 40]}),
+        ("volumes", [["/src", "/mnt", True]]),
+        ("volumes", [["/src", "mnt", True, True]]),
+        ("volumes", [["/src", "/mnt", "yes", True]]),
+        ("add_hosts", ["db"]),
+        ("cap_drop", ["CAP_EVERYTHING"]),
+        ("network", "proxy"),
+        ("network", ["host"]),
+        ("seccomp", None),
+        ("isolation", "in-place"),
+        ("isolation", "docker"),
+        ("weak", "in-place"),
+        ("ids", "all"),
+        ("rootfs", "fuse"),
+        ("buildah_mode", 1),
+        ("left_out", "the variable TOKEN"),
+    ],
+)
+def test_a_kept_container_is_not_opened_by_values_that_cannot_be(name: str, value: object) -> None:
+    assert kept_document.faults(KEPT_WHOLE) == []
+    assert kept_document.faults({**KEPT_WHOLE, name: value}) == [name]
+    missing = {key: value for key, value in KEPT_WHOLE.items() if key != name}
+    assert kept_document.faults(missing) == [name]
 
 
 @pytest.mark.parametrize(
@@ -845,6 +943,6 @@ def test_the_command_of_a_failure_has_no_value_of_a_secret() -> None:
 def test_who_waits_does_not_guess_the_end_of_a_build_whose_record_is_gone(tmp_path: Path) -> None:
     record = dead(tmp_path / "records/20200101-000000-aaaaaa")
     builds._wait(record, None, None)
-    assert journal.forget(record.path)
+    assert record_files.forget(record.path)
     with pytest.raises(UsageError, match="was removed before its end was read"):
         builds._wait(record, None, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ocis2i.commands.ahead import wants_agent
+from ocis2i.errors import IsolationError
 from ocis2i.isolation import agent
+from ocis2i.proc import Process, spawn
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -110,3 +114,19 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="of CPython alone")
 def test_no_depth_of_calls_keeps_the_kernel_busy() -> None:
     assert faults("with-room") < 400
+
+
+def test_an_agent_that_ends_before_it_is_ready_leaves_no_channel_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ends_at_once(
+        theirs: socket.socket, search_path: str | None, through: str | None
+    ) -> Process:
+        theirs.close()
+        return spawn(["true"], environment={"PATH": search_path or os.defpath})
+
+    monkeypatch.setattr(agent, "_spawn", ends_at_once)
+    starting = agent._Starting("single", os.environ.get("PATH"))
+    with pytest.raises(IsolationError, match="ended before it was ready"):
+        starting.ready()
+    assert starting._channel.fileno() == -1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ocis2i.isolation.ground import FULL, Ground
-from ocis2i.isolation.tried import Tried
+from ocis2i.isolation.tried import Tried, disk_refusal
 
 
 @pytest.fixture
@@ -88,3 +89,28 @@ def test_a_program_and_the_disk_are_remembered_side_by_side(tmp_path: Path, prog
     tried.note_disk("owners", FULL)
     assert tried.knows(str(program), FULL)
     assert tried.knows_disk("owners", FULL)
+
+
+class Asked:
+    """An agent that answers what it is told to."""
+
+    ground = FULL
+
+    def __init__(self, refusal: str | None) -> None:
+        self.refusal = refusal
+        self.asked: list[str] = []
+
+    def request(self, operation: str, *_: int, **fields: object) -> dict[str, Any]:
+        self.asked.append(f"{operation} {fields['directory']}")
+        return {"refusal": self.refusal}
+
+
+def test_a_disk_is_asked_until_it_does_what_is_wanted(tmp_path: Path) -> None:
+    build = tmp_path / "builds" / "one"
+    build.mkdir(parents=True)
+    refusing, willing, idle = Asked("no xattrs"), Asked(None), Asked("never asked")
+    assert disk_refusal("overlay", build, refusing) == "no xattrs"
+    assert disk_refusal("overlay", build, willing) is None
+    assert disk_refusal("overlay", build, idle) is None
+    assert refusing.asked == willing.asked == [f"overlay {build}"]
+    assert idle.asked == []
