@@ -122,13 +122,15 @@ def _build(
         if inputs.runtime:
             cached = save_for_later(saving, job, rootfs)
             rootfs = _move_to(inputs.runtime, inputs, rootfs, site, job)
-        image, encoded, changes = _make_image(spec, inputs, rootfs, site, early)
+        # Where artifacts are saved from it afterwards the tree is looked at again.
+        last = bool(inputs.runtime or not saving.cache)
+        image, encoded, changes = _make_image(spec, inputs, rootfs, site, early, last=last)
         with stage(site.report, "store", spec.tag or "untagged"):
             store_result(spec, inputs, encoded, tools.store)
             if question:
                 question.remember(inputs, encoded, changes, site.runner.name, here.agent.ground.ids)
         tools.store.note_emptied(here.directory, changes.entries)
-        if inputs.runtime or not saving.cache:
+        if last:
             here.begin_to_empty()
         facts = facts_of(inputs.builder, changes, site.runner.name, restored)
         delivered, pushed = deliver_result(
@@ -152,14 +154,20 @@ def _build(
 
 
 def _make_image(
-    spec: BuildSpec, inputs: Inputs, rootfs: Rootfs, site: Site, early: EarlyPush | None
+    spec: BuildSpec,
+    inputs: Inputs,
+    rootfs: Rootfs,
+    site: Site,
+    early: EarlyPush | None,
+    *,
+    last: bool,
 ) -> tuple[Image, Encoded, Changes]:
     """The base with what has changed, its layer's blob in the store."""
     labels = image_labels(spec, inputs, rootfs)
     with stage(site.report, "layer"):
         if spec.prune_upload:
             _prune_upload(inputs, rootfs)
-        layer, changes = write_layer(spec, inputs, rootfs, site, early)
+        layer, changes = write_layer(spec, inputs, rootfs, site, early, last=last)
         image = compose(spec, inputs, layer, labels)
         encoded = encode_image(image)
         inputs.hidden.check(encoded.config, site.report)

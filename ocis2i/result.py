@@ -98,9 +98,17 @@ def push_early(spec: BuildSpec, inputs: Inputs, tools: Tools, guard: ExitStack) 
 
 
 def write_layer(
-    spec: BuildSpec, inputs: Inputs, rootfs: Rootfs, site: Site, early: EarlyPush | None = None
+    spec: BuildSpec,
+    inputs: Inputs,
+    rootfs: Rootfs,
+    site: Site,
+    early: EarlyPush | None = None,
+    *,
+    last: bool = False,
 ) -> tuple[Layer, Changes]:
     """The change set as a blob in the store: one pass for both digests and compression.
+
+    Nobody looks at the tree after the `last` time: its files may be removed meanwhile.
 
     A large one is sent `early`, unless a secret may be found in it, or it is to be as another
     build makes it, too: then the registry may have it.
@@ -114,7 +122,8 @@ def write_layer(
         # Smaller than what is asked for: then all is read straight to where it belongs.
         with os.fdopen(read_end, "rb", buffering=1 << 16) as tar:
             try:
-                rootfs.write_changes(write_end, clamp_mtime=spec.clamp_seconds, unlisted=unseen)
+                clamp = spec.clamp_seconds
+                rootfs.write_changes(write_end, clamp_mtime=clamp, unlisted=unseen, last=last)
             finally:
                 os.close(write_end)
             try:

@@ -218,11 +218,12 @@ class Rootfs:
         self._agent.request("drop", root=self.path, path=path)
 
     def write_changes(
-        self, fd: int, *, clamp_mtime: int | None, unlisted: Sequence[str] = ()
+        self, fd: int, *, clamp_mtime: int | None, unlisted: Sequence[str] = (), last: bool = False
     ) -> None:
         """Starts writing the tar of everything that changed into `fd`; see `finish_changes`.
 
-        For the directories `unlisted` no entry is written, but what is in them is.
+        For the directories `unlisted` no entry is written, but what is in them is. Nobody looks
+        at the tree after the `last` time: its files may be removed meanwhile.
         """
         self._agent.request("unmount", build=self.build)
         self._mounted = False
@@ -233,6 +234,7 @@ class Rootfs:
             clamp_mtime=clamp_mtime,
             ours=list(self._ours),
             unlisted=[path.strip("/") for path in unlisted],
+            last=last,
             **self._ownership(),
             left_out=list(self._left_out),
         )

@@ -34,7 +34,7 @@ from ocis2i.s2i import (
     redact_url,
 )
 from ocis2i.sources import SourceTree
-from ocis2i.sources.local import copy_file
+from ocis2i.sources.copying import copy_file
 from ocis2i.sources.paths import find_real, open_directory, open_real, read_text
 
 ENVIRONMENT_LIMIT = 1 << 20

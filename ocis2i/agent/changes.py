@@ -7,6 +7,7 @@ the same changes are the same bytes: what was touched but is as it was is left o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CHUNK = 1 << 18
 _MOST = 1 << 30  # sendfile(2) takes no more than 2 GiB at once
 _DEEPEST = 1000
+_LARGE = 1 << 20
 
 
 class Change(NamedTuple):
@@ -88,8 +90,7 @@ def write_changes(scanner: Scanner, out: BinaryIO, policy: TarPolicy) -> Written
 
 
 def _write_content(change: Change, out: BinaryIO) -> int:
-    entry = change.entry
-    left = entry.size if isinstance(entry, Member) else 0
+    size = left = _size(change.entry)
     try:
         if left >= _CHUNK:
             left -= _send(change.fd, out, left)
@@ -97,15 +98,18 @@ def _write_content(change: Change, out: BinaryIO) -> int:
             data = os.read(change.fd, min(left, _CHUNK))
             if not data:
                 raise AgentError(
-                    "output", f"`{os.fsdecode(entry.path)}` became shorter while it was read"
+                    "output", f"`{os.fsdecode(change.entry.path)}` became shorter while it was read"
                 )
             out.write(data)
             left -= len(data)
     finally:
         os.close(change.fd)
-    size = entry.size if isinstance(entry, Member) else 0
     out.write(tar.padding(size))
     return size
+
+
+def _size(entry: Entry) -> int:
+    return entry.size if isinstance(entry, Member) else 0
 
 
 def _send(source: int, out: BinaryIO, size: int) -> int:
@@ -151,7 +155,8 @@ class Scanner:
 
     `tree` is the open tree and `below` what it was, both closed after the scan. `mounted` trees
     show extended attributes as a container sees them, an upper directory does not. Of the paths
-    `skipped` nothing is said.
+    `skipped` nothing is said. With `sweep` nobody looks at the tree after this: large files are
+    removed once they were read.
     """
 
     def __init__(
@@ -163,6 +168,7 @@ class Scanner:
         *,
         mounted: bool,
         skipped: frozenset[bytes] = frozenset(),
+        sweep: bool = False,
     ) -> None:
         self._tree = tree
         self._below = below
@@ -170,6 +176,7 @@ class Scanner:
         self._owners = owners
         self._mounted = mounted
         self._skipped = skipped
+        self._sweep = sweep
         self._links: dict[tuple[int, int], _Link] = {}
         self._waiting: list[Entry] = []
         self.sockets = 0
@@ -213,6 +220,8 @@ class Scanner:
         if change:
             yield from self._flush()
             yield change
+            if self._sweep and change.fd >= 0 and _size(change.entry) >= _LARGE:
+                _let_go(directory.fd, name)
 
     def _flush(self) -> Iterator[Change]:
         for entry in self._waiting:
@@ -360,11 +369,23 @@ class Scanner:
         return Change(_member(path, kind, facts, owner, target=target, xattrs=xattrs), fd)
 
 
-def overlay_scanner(build: str, marks: Marks, owners: Owners) -> Scanner:
+def _let_go(directory: int, name: bytes) -> None:
+    """Removes a large file that was read: its memory is for the layer's blob, and no disk waits.
+
+    Memory that was in use a moment ago costs a fraction of what the host of a virtual machine must
+    find first; what is removed soon is never written. One with several names stays, by their
+    number another name is known for one.
+    """
+    with contextlib.suppress(OSError):  # then it is removed with all the rest
+        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_nlink == 1:
+            os.unlink(name, dir_fd=directory)
+
+
+def overlay_scanner(build: str, marks: Marks, owners: Owners, *, sweep: bool = False) -> Scanner:
     """Reads the upper directory of `build`, whose base is mounted."""
     upper = os.open(f"{build}/upper", DIRECTORY)
     base = Lower(os.open(f"{build}/base", DIRECTORY))
-    return Scanner(upper, base, marks, owners, mounted=False)
+    return Scanner(upper, base, marks, owners, mounted=False, sweep=sweep)
 
 
 def tree_scanner(

@@ -335,7 +335,10 @@ class Agent:
         return {"exit": code, "limit": watch.reached}
 
     def diff(self, request: Request, fds: list[int]) -> Reply:
-        """Writes the tar of a build's changes into `fds[0]`."""
+        """Writes the tar of a build's changes into `fds[0]`.
+
+        When nobody looks at an overlay's files after this `last` time, large ones are removed.
+        """
         changes.raise_file_limit()
         policy = TarPolicy(request["clamp_mtime"])
         marks = changes.Marks(
@@ -344,18 +347,21 @@ class Agent:
                 for key in changes.Marks._fields
             )
         )
-        scanner = self._scanner(request["build"], marks, self._owners(request))
+        owners_of = self._owners(request)
+        scanner = self._scanner(request["build"], marks, owners_of, last=request["last"])
         with os.fdopen(os.dup(fds[0]), "wb", buffering=1 << 18) as out:
             done = changes.write_changes(scanner, out, policy)
         return {"entries": done.entries, "size": done.size_bytes, "sockets": done.sockets}
 
-    def _scanner(self, build: str, marks: changes.Marks, owner_of: Owners) -> changes.Scanner:
+    def _scanner(
+        self, build: str, marks: changes.Marks, owner_of: Owners, *, last: bool
+    ) -> changes.Scanner:
         container = self._containers.get(build)
         if container is not None:
             return changes.tree_scanner("/", container.before, Hashed(), marks, owner_of)
         copy = self._copies.get(build)
         if copy is None:
-            return changes.overlay_scanner(build, marks, owner_of)
+            return changes.overlay_scanner(build, marks, owner_of, sweep=last)
         contents = copying.LayerContents(copy.lowers)
         return changes.tree_scanner(f"{build}/rootfs", copy.before, contents, marks, owner_of)
 

@@ -22,8 +22,9 @@ from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings
+from ocis2i.sources.copying import copy_file
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE
-from ocis2i.sources.local import CopyOrder, Fetched, copy_file, copy_tree
+from ocis2i.sources.local import CopyOrder, Fetched, copy_tree
 from ocis2i.sources.paths import open_directory, open_real
 
 TRANSPORTS = ("https", "http", "ssh", "git", "file")

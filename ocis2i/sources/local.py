@@ -21,6 +21,7 @@ from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
 from ocis2i.settings import DEFAULT_LAYER_LIMIT
+from ocis2i.sources.copying import Copier
 from ocis2i.sources.ignore import (
     DEFAULT_EXCLUDE,
     IGNORE_FILE,
@@ -41,8 +42,6 @@ from ocis2i.sources.paths import (
     status_of,
 )
 
-BLOCK = 8 << 20
-_SMALL = 128 << 10
 IGNORE_FILE_LIMIT = 256 << 10
 DEPTH_LIMIT = 200
 # Links to directories can multiply: two links a level, thirty levels, are a thousand million files.
@@ -156,8 +155,9 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple
             _refuse_target_inside(start_fd, into)
             filter_ = read_filter(start_fd, order, report)
             above = (identity_of(into_fd), identity_of(start_fd))
-            copy = _Copy(root_fd, start, filter_, order)
-            copy.children(start_fd, into_fd, _Place("", start, above=above))
+            with Copier(_failure) as copier:
+                copy = _Copy(root_fd, start, filter_, order, copier)
+                copy.children(start_fd, into_fd, _Place("", start, above=above))
     if copy.pointers:
         report(Notice("warning", _pointers_left(copy.pointers)))
     return tuple(copy.spared)
@@ -250,7 +250,10 @@ class _Copy:
     `spared` lists what is copied although a rule names it.
     """
 
-    def __init__(self, root_fd: int, start: str, filter_: Filter, order: CopyOrder) -> None:
+    def __init__(
+        self, root_fd: int, start: str, filter_: Filter, order: CopyOrder, copier: Copier
+    ) -> None:
+        self._copier = copier
         self._root_fd = root_fd
         self._start = start
         self._filter = filter_
@@ -273,12 +276,10 @@ class _Copy:
                 marked = replace(child, dropped=True) if dropped else child
                 self._entry(source, target, name, marked)
             except OSError as error:
-                if is_full(error):
+                failure = _failure(child.path, error)
+                if failure is error:
                     raise
-                raise SourceError(
-                    f"cannot copy `{shown(child.path)}`: {error.strerror or error}",
-                    hint="let this user read it, or leave it out by .s2iignore",
-                ) from error
+                raise failure from error
 
     def _entry(self, source: int, target: int, name: str, place: _Place) -> None:
         status = status_of(source, name)
@@ -394,7 +395,7 @@ class _Copy:
         self._count(place, min(status.st_size, status.st_blocks * 512))
         self._note_pointer(source, status, place)
         mode = _git_mode(status) if self._order.checkout else stat.S_IMODE(status.st_mode)
-        copy_file(source, target, name, mode)
+        self._copier.copy(source, target, name, mode, place.path)
 
     def _count(self, place: _Place, size_bytes: int = 0) -> None:
         self._followed += place.followed
@@ -403,6 +404,16 @@ class _Copy:
             raise _too_much(f"{FOLLOWED_LIMIT} files")
         if self._followed_bytes > self._order.followed_limit_bytes:
             raise _too_much(f"{self._order.followed_limit_bytes} bytes")
+
+
+def _failure(path: str, error: OSError) -> Exception:
+    """What went wrong with one file; that there is no more room is no fault of it."""
+    if is_full(error):
+        return error
+    return SourceError(
+        f"cannot copy `{shown(path)}`: {error.strerror or error}",
+        hint="let this user read it, or leave it out by .s2iignore",
+    )
 
 
 def _too_much(what: str) -> SourceError:
@@ -464,74 +475,3 @@ def _git_mode(status: os.stat_result) -> int:
 def _set_times(directory: int, name: str, status: os.stat_result) -> None:
     times = (status.st_mtime_ns, status.st_mtime_ns)
     os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
-
-
-def copy_file(source: int, target_directory: int, name: str, mode: int) -> None:
-    """Copies an open file to a new one with `mode`; time of change and holes are kept.
-
-    The data moves inside the kernel, so memory is flat. Raises `OSError`, also when the file
-    shrinks meanwhile.
-    """
-    status = os.fstat(source)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW
-    target = os.open(name, flags, 0o600, dir_fd=target_directory)
-    try:
-        if 0 < status.st_size <= min(_SMALL, status.st_blocks * 512):
-            _copy_at_once(source, target, status.st_size)
-        else:
-            _copy_extents(source, target, status.st_size)
-        os.fchmod(target, mode)
-        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
-    finally:
-        os.close(target)
-
-
-def _copy_at_once(source: int, target: int, size: int) -> None:
-    """A small file without holes: two calls, where looking for holes takes six."""
-    data = os.pread(source, size, 0)
-    if len(data) < size or os.write(target, data) < size:
-        # Interrupted, or shorter than it was: the other way goes on, or says so.
-        _copy_extents(source, target, size)
-
-
-def _copy_extents(source: int, target: int, size: int) -> None:
-    position = 0
-    while extent := _next_extent(source, position, size):
-        _copy_extent(source, target, *extent)
-        position = extent[1]
-    os.ftruncate(target, size)
-
-
-def _next_extent(source: int, position: int, size: int) -> tuple[int, int] | None:
-    """The next stretch of data, from and to in bytes; all that is left where holes are unknown."""
-    if position >= size:
-        return None
-    try:
-        begin = os.lseek(source, position, os.SEEK_DATA)
-        end = os.lseek(source, begin, os.SEEK_HOLE)
-    except OSError as error:
-        return None if error.errno == errno.ENXIO else (position, size)
-    return (begin, min(end, size)) if begin < size else None
-
-
-def _copy_extent(source: int, target: int, begin: int, end: int) -> None:
-    position = begin
-    while position < end:
-        moved = _copy_block(source, target, position, min(BLOCK, end - position))
-        if not moved:
-            raise OSError(errno.ESTALE, "it became shorter while it was copied")
-        position += moved
-
-
-def _copy_block(source: int, target: int, position: int, count: int) -> int:
-    try:
-        moved = os.copy_file_range(source, target, count, position, position)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        moved = 0
-    if moved:
-        return moved
-    # Between file systems, on older kernels, and for files that are made as they are read.
-    os.lseek(target, position, os.SEEK_SET)
-    return os.sendfile(target, source, position, count)

@@ -15,7 +15,8 @@ from ocis2i.events import Event, Notice, silent
 from ocis2i.settings import Settings
 from ocis2i.sources import DirSource, GitSource, SourceTree, fetch, parse_source
 from ocis2i.sources.content import read_tree
-from ocis2i.sources.local import DEPTH_LIMIT, CopyOrder, copy_file, copy_tree, fetch_directory
+from ocis2i.sources.copying import copy_file
+from ocis2i.sources.local import DEPTH_LIMIT, CopyOrder, copy_tree, fetch_directory
 
 
 @pytest.fixture

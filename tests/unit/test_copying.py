@@ -1,0 +1,133 @@
+"""Large files are copied by two threads: as they are, and what goes wrong is told with its name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ocis2i.sources import copying
+from ocis2i.sources.copying import Copier
+
+MIB = 1 << 20
+
+
+class FailureError(Exception):
+    """What a caller makes of an error."""
+
+
+def failure(path: str, error: OSError) -> Exception:
+    return FailureError(f"{path}: {error.strerror}")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Five files of one to five MiB, and a small one."""
+    directory = tmp_path / "source"
+    directory.mkdir()
+    for number in range(1, 6):
+        (directory / f"f{number}").write_bytes(os.urandom(number * MIB))
+        os.utime(directory / f"f{number}", ns=(number * 10**9, number * 10**9))
+    (directory / "small").write_bytes(b"small")
+    return directory
+
+
+@contextmanager
+def directory(path: Path) -> Iterator[int]:
+    path.mkdir(exist_ok=True)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def copy_all(source: Path, target: Path, copier: Copier) -> None:
+    with directory(target) as into:
+        for path in sorted(source.iterdir()):
+            with path.open("rb") as file:
+                copier.copy(file.fileno(), into, path.name, 0o640, path.name)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_every_file_is_as_it_was(source: Path, tmp_path: Path) -> None:
+    before = open_files()
+    with Copier(failure) as copier:
+        copy_all(source, tmp_path / "target", copier)
+    for path in source.iterdir():
+        made = tmp_path / "target" / path.name
+        assert made.read_bytes() == path.read_bytes()
+        assert made.stat().st_mtime_ns == path.stat().st_mtime_ns
+        assert made.stat().st_mode & 0o7777 == 0o640
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("broken", [f"f{number}" for number in range(1, 6)])
+def test_one_that_cannot_be_read_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    before, inode = open_files(), (source / broken).stat().st_ino
+    real = copying._copy_block
+
+    def block(source: int, target: int, position: int, count: int) -> int:
+        if os.fstat(source).st_ino == inode:
+            raise OSError(errno.EIO, "the disk is broken")
+        return real(source, target, position, count)
+
+    monkeypatch.setattr(copying, "_copy_block", block)
+    # By whichever of the threads: the caller's own gets the error as it is.
+    with (
+        pytest.raises((FailureError, OSError), match="the disk is broken"),
+        Copier(failure) as copier,
+    ):
+        copy_all(source, tmp_path / "target", copier)
+    assert threading.active_count() == 1
+    assert open_files() == before
+
+
+def test_what_was_begun_last_is_told_at_the_end(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(*_: int) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(copying, "_copy_block", block)
+    with (
+        pytest.raises(FailureError, match=r"^f5: the disk is broken$"),
+        directory(tmp_path / "target") as into,
+        (source / "f5").open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+
+
+def test_an_interruption_ends_what_is_on_its_way(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, blocks = threading.Event(), []
+
+    def block(_: int, __: int, position: int, ___: int) -> int:
+        blocks.append(position)
+        begun.set()
+        return 1
+
+    monkeypatch.setattr(copying, "_copy_block", block)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        directory(tmp_path / "target") as into,
+        (source / "f5").open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+    assert threading.active_count() == 1
+    assert len(blocks) < 5 * MIB
