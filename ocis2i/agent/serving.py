@@ -348,7 +348,7 @@ class Agent:
             )
         )
         owners_of = self._owners(request)
-        scanner = self._scanner(request["build"], marks, owners_of, last=request["last"])
+        scanner = self._scanner(request["build"], marks, owners_of, last=request.get("last", False))
         with os.fdopen(os.dup(fds[0]), "wb", buffering=1 << 18) as out:
             done = changes.write_changes(scanner, out, policy)
         return {"entries": done.entries, "size": done.size_bytes, "sockets": done.sockets}
@@ -391,7 +391,7 @@ class Agent:
         with tree.opened(request["build"]) as build:
             for name in os.listdir(build):
                 if name != request["keep"]:
-                    tree.remove_tree(build, name)
+                    tree.remove_tree(build, name, by_two=True)
         return {}
 
     def remove(self, request: Request, _: list[int]) -> Reply:
@@ -401,7 +401,7 @@ class Agent:
         """
         mounts.release(f"{request['parent']}/{request['name']}")
         with tree.opened(request["parent"]) as parent:
-            tree.remove_tree(parent, request["name"])
+            tree.remove_tree(parent, request["name"], by_two=True)
         return {}
 
     def drop(self, request: Request, _: list[int]) -> Reply:
