@@ -398,7 +398,7 @@ _SIGNS: tuple[tuple[re.Pattern[str], _Judge], ...] = tuple(
         (r"^(.*?): (\S+): bad interpreter", _bad_interpreter),
         (r"(?i)exec format error|cannot execute binary file", _other_processor),
         # dash and busybox read what the kernel does not start as a script of theirs.
-        (r"(\S+): (?:line )?[0-9]+: (?:\x7f|\\x7f)?ELF", _other_processor),
+        (r"(?<!\S)(\S+): (?:line )?[0-9]+: (?:\x7f|\\x7f)?ELF", _other_processor),
         (r"no new privileges|sudo: effective uid is not 0", _no_new_privileges),
         (
             r"(?i)could not resolve host:? ?(\S+)?|bad address '([^']+)'|"

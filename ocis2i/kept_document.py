@@ -60,10 +60,6 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ID_LIMIT
 
 
-def _is_variable(value: object) -> bool:
-    return _is_text(value) and str(value).find("=") > 0
-
-
 def _is_volume(value: object) -> bool:
     """Source, target, whether it is read-only, whether it is a directory: `runner.BindMount`."""
     judges = (_is_path, _is_path, _is_switch, _is_switch)
@@ -114,7 +110,7 @@ def _is_identity(value: object) -> bool:
 _FIELDS: Mapping[str, _Judge] = {
     "script": _is_path,
     "tree": _is_tree,
-    "environment": _list_of(_is_variable),
+    "environment": _list_of(_is_text),  # an image may have entries without a name, or `=`
     "cwd": _is_text,  # some executors take a relative one, from the container's root
     "identity": _is_identity,
     "volumes": _list_of(_is_volume),

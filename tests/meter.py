@@ -13,8 +13,8 @@ from pathlib import Path
 # Takes a number of runs and a command; prints seconds, processor seconds and bytes of each run.
 # Small itself: what a process was before exec counts as its memory, too. Memory is the sum over the
 # tree of the proportional sizes (shared pages count once), or of the resident ones where the
-# kernel does not show those; looked at every 20 ms, and after two seconds every 100 ms: a look takes
-# processor time from what is measured. The largest process alone is the least of it.
+# kernel does not show those; the largest process alone is the least of it. It is looked at every
+# 20 ms, and after two seconds every 100 ms: a look takes processor time from what is measured.
 METER = """\
 import json, os, signal, sys, threading, time
 

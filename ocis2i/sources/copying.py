@@ -50,8 +50,12 @@ class Copier:
     ) -> None:
         if kind:
             self._cancel.set()
-        if self._thread:
-            self._thread.join()
+        try:
+            if self._thread:
+                self._thread.join()
+        except BaseException:  # an interruption: nobody waits for the rest of it
+            self._cancel.set()
+            raise
         if self._failed and not kind:
             raise self._failed
 
@@ -65,18 +69,26 @@ class Copier:
         if self._failed:
             os.close(target)
             raise self._failed
-        source = os.dup(source)
+        kept = os.dup(source)
 
         def fill() -> None:
             try:
-                _fill(source, target, status, mode, self._cancel)
+                _fill(kept, target, status, mode, self._cancel)
             except OSError as error:
                 self._failed = self._failure(path, error)
+            except Exception as error:  # noqa: BLE001 - or half a file would pass for a whole one
+                self._failed = error
             finally:
-                os.close(source)
+                os.close(kept)
 
-        self._thread = threading.Thread(target=fill, daemon=True, name="copier")
-        self._thread.start()
+        thread = threading.Thread(target=fill, daemon=True, name="copier")
+        try:
+            thread.start()
+        except RuntimeError:  # this user, or this container, may have no more of them
+            os.close(kept)
+            _fill(source, target, status, mode)
+        else:
+            self._thread = thread
 
 
 def _create(directory: int, name: str) -> int:
@@ -126,8 +138,20 @@ def _next_extent(source: int, position: int, size: int) -> tuple[int, int] | Non
         begin = os.lseek(source, position, os.SEEK_DATA)
         end = os.lseek(source, begin, os.SEEK_HOLE)
     except OSError as error:
-        return None if error.errno == errno.ENXIO else (position, size)
+        if error.errno != errno.ENXIO:
+            return (position, size)
+        if not _is_hole(source, position):  # the end comes earlier than it did
+            raise _shorter() from None
+        return None
     return (begin, min(end, size)) if begin < size else None
+
+
+def _is_hole(source: int, position: int) -> bool:
+    # Not by its size: it may have grown again since, and there is data now.
+    try:
+        return os.lseek(source, position, os.SEEK_HOLE) == position
+    except OSError:
+        return False
 
 
 def _copy_extent(
@@ -139,8 +163,12 @@ def _copy_extent(
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         moved = _copy_block(source, target, position, min(BLOCK, end - position))
         if not moved:
-            raise OSError(errno.ESTALE, "it became shorter while it was copied")
+            raise _shorter()
         position += moved
+
+
+def _shorter() -> OSError:
+    return OSError(errno.ESTALE, "it became shorter while it was copied")
 
 
 def _copy_block(source: int, target: int, position: int, count: int) -> int:

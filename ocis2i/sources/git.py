@@ -20,6 +20,7 @@ from pathlib import Path
 from ocis2i import proc
 from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
+from ocis2i.limits import counted
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings
 from ocis2i.sources.copying import copy_file
@@ -278,7 +279,7 @@ def _warn_of_uncommitted(source: GitSource, local: Path, git: _Git, report: Repo
     count = finished.stdout.count(b"\0") if finished.exit_code == 0 else 0
     if not count:
         return
-    files = "1 file with changes" if count == 1 else f"{count} files with changes"
+    files = f"{counted(count, 'file')} with changes"
     if len(finished.stdout) >= proc.OUTPUT_LIMIT:
         files = f"more than {files}"
     advice = "" if source.ref else "; use --copy to build the directory as it is"

@@ -19,6 +19,7 @@ from typing import Literal
 from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.limits import counted
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
 from ocis2i.settings import DEFAULT_LAYER_LIMIT
 from ocis2i.sources.copying import Copier
@@ -165,7 +166,7 @@ def copy_tree(root: Path, into: Path, order: CopyOrder, report: Report) -> tuple
 
 def _pointers_left(paths: list[str]) -> str:
     count = len(paths)
-    what = "1 file is a Git LFS pointer" if count == 1 else f"{count} files are Git LFS pointers"
+    what = counted(count, "file is a Git LFS pointer", "files are Git LFS pointers")
     named = ", ".join(f"`{path}`" for path in paths[:5])
     more = f" and {count - 5} more" if count > 5 else ""
     return (

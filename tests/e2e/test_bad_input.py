@@ -739,7 +739,8 @@ def _no_overlay_on_tmpfs() -> bool:
     return (int(major), int("".join(filter(str.isdigit, minor)))) < (6, 6)
 
 
-RANDOM = "#!/bin/sh\ndd if=/dev/urandom of=noise bs=1024 count=6000 2>/dev/null\n"
+# A file of the layer is removed once it is in it: the last part of each needs no room of its own.
+RANDOM = "#!/bin/sh\ndd if=/dev/urandom of=noise bs=1024 count=8500 2>/dev/null\n"
 
 
 @dataclass(frozen=True)

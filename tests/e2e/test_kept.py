@@ -100,11 +100,19 @@ def test_a_shell_is_opened_at_a_terminal_and_nobody_else_gets_in_meanwhile(
         typist.process.wait(30)
     again = bench.ocis2i.ok("shell", f"{directory}/", "cat", "more")
     assert again.out == "more\n"
-    assert bench.ocis2i.ok("prune").out.count("1 kept containers") == 1
+    assert bench.ocis2i.ok("prune").out.count(", 1 kept container") == 1
     gone = bench.ocis2i("shell", bench.tag, "true")
     assert (gone.code, "is not there any more" in error(gone)) == (2, True)
     assert "--keep-failed" in gone.err
     assert " container " not in bench.ocis2i.ok("status", bench.tag).out
+
+
+def test_one_of_an_image_with_odd_variables_is_opened_as_well(bench: Bench) -> None:
+    builder = bench.image("odd", FAILS, {"Env": ["PATH=/bin", "BROKEN", "=weird"]})
+    done = failed(bench, builder)
+    words = shlex.split(line(done, "enter"))[1:]
+    assert bench.ocis2i.ok(*words, "cat", f"{HOME}/half-done").out == "half\n"
+    bench.ocis2i.ok("prune")
 
 
 def test_it_is_named_wherever_the_build_is(bench: Bench, make: Maker) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ocis2i.sources import copying
-from ocis2i.sources.copying import Copier
+from ocis2i.sources.copying import Copier, copy_file
 
 MIB = 1 << 20
 
@@ -131,3 +131,102 @@ def test_an_interruption_ends_what_is_on_its_way(
         raise KeyboardInterrupt
     assert threading.active_count() == 1
     assert len(blocks) < 5 * MIB
+
+
+def test_where_no_thread_can_be_started_the_caller_copies(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = open_files()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Copier(failure) as copier:
+        copy_all(source, tmp_path / "target", copier)
+    for path in source.iterdir():
+        assert (tmp_path / "target" / path.name).read_bytes() == path.read_bytes()
+    assert open_files() == before
+
+
+def test_whatever_ends_the_other_thread_no_half_file_passes_for_a_whole_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def block(*_: int) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(copying, "_copy_block", block)
+    with (
+        pytest.raises(MemoryError),
+        directory(tmp_path / "target") as into,
+        (source / "f5").open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+
+
+def test_an_interruption_while_the_end_is_waited_for_ends_the_rest(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, join = [], threading.Thread.join
+
+    def block(*_: int) -> int:
+        return 1
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        threads.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying, "_copy_block", block)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        directory(tmp_path / "target") as into,
+        (source / "f5").open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+    join(threads[0], 10)
+    assert not threads[0].is_alive()
+
+
+@pytest.mark.parametrize(
+    ("size", "left"), [(5, 0), (5, 3), (100_000, 1), (3 * MIB, 0), (3 * MIB, MIB), (3 * MIB, 4096)]
+)
+def test_a_file_that_shrinks_after_it_was_looked_at_is_no_file_of_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, left: int
+) -> None:
+    path, real = tmp_path / "file", copying._create
+    path.write_bytes(os.urandom(size))
+
+    def create(target: int, name: str) -> int:
+        os.truncate(path, left)  # as an editor does that saves it
+        return real(target, name)
+
+    monkeypatch.setattr(copying, "_create", create)
+    with directory(tmp_path / "target") as into, path.open("rb") as file:
+        looked_at = os.fstat(file.fileno())
+        monkeypatch.setattr(os, "fstat", once(looked_at, os.fstat))
+        with pytest.raises(OSError, match="shorter"):
+            copy_file(file.fileno(), into, "file", 0o600)
+
+
+def once(first: os.stat_result, real: Callable[[int], os.stat_result]) -> Callable[[int], object]:
+    answers = [first]
+    return lambda fd: answers.pop() if answers else real(fd)
+
+
+def test_the_hole_at_the_end_of_a_file_is_no_shrinking(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * MIB)
+    os.truncate(path, 64 * MIB)
+    with (
+        directory(tmp_path / "target") as into,
+        path.open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "file", 0o600, "file")
+        copy_file(file.fileno(), into, "again", 0o600)
+    for name in ("file", "again"):
+        made = tmp_path / "target" / name
+        assert made.read_bytes() == path.read_bytes()
+        assert made.stat().st_blocks == path.stat().st_blocks

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ocis2i import kept, kept_document, record_files, records
 from ocis2i.build_facts import read_facts
-from ocis2i.build_rows import build_row, died_in, human_seconds
+from ocis2i.build_rows import build_row, died_in, human_age, human_seconds
 from ocis2i.command_words import masked_command
 from ocis2i.commands import builds
 from ocis2i.commands.failing import command_again, with_way_back
@@ -48,7 +48,7 @@ from ocis2i.record_files import (
 )
 from ocis2i.records import DIED_CODE, Record, all_records, find, newest, process_started
 from ocis2i.resume import missing_of, stored_digest
-from tests.fakes.record_schemas import check_against
+from tests.fakes.record_schemas import check_against, event_types, faults
 from tests.unit.test_failure_table import FAILURE
 
 START = datetime(2026, 11, 23, 20, 15, 30, tzinfo=UTC)
@@ -325,6 +325,44 @@ def test_what_happened_is_read_again_as_it_was_told(write: Callable[..., Written
         check_against("event.schema.json", event)
     check_against("record.schema.json", json.loads((one.record.path / "record.json").read_bytes())
                   | {"resume": full_wishes()})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "valid"),
+    [
+        ({"type": "paused"}, True),
+        ({"type": "paused", "stage": None, "state": ["whatever"], "seconds": "many"}, True),
+        ({"type": "notice", "stage": None, "level": "info", "message": "", "new": 1}, True),
+        ({"type": "notice", "stage": None, "level": "info"}, False),
+        ({"type": "notice", "stage": None, "level": "paused", "message": ""}, False),
+        ({"type": "Paused!"}, False),
+        ({"type": None}, False),
+        ({}, False),
+        ({"type": "paused", "seq": 0}, False),
+    ],
+)
+def test_a_strict_reader_bears_events_of_types_to_come(told: dict[str, Any], valid: bool) -> None:
+    event = {"seq": 1, "time": "2026-11-24T01:02:03.456Z", **told}
+    assert (faults("event.schema.json", event) == []) == valid
+    # Whoever writes one has to put it into the schema.
+    if told.get("type") not in event_types() or "new" in told or not valid:
+        with pytest.raises(AssertionError):
+            check_against("event.schema.json", event)
+
+
+def test_a_record_with_events_of_types_to_come_is_read_as_ever(
+    write: Callable[..., Written],
+) -> None:
+    one = write()
+    with stage(one.journal, "assemble"):
+        one.files.event({"type": "paused", "stage": "assemble", "state": []}, START)
+        assert one.record.open_stages() == ("assemble",)
+    one.journal.close(GOOD)
+    assert (one.record.state, one.record.exit_code) == ("succeeded", 0)
+    story = Story(one.record)
+    assert b"".join(story.more()) == b"---> assembling\n"
+    story.close()
+    assert read_facts(one.record, START).warnings == ()
 
 
 def full_wishes() -> dict[str, Any]:
@@ -690,12 +728,28 @@ def test_a_build_whose_result_is_lost_is_not_said_to_be_killed(
     assert one.record.lost_result == said
     row = build_row(one.record)
     assert row["state"] == "died"
+    assert row["exit_code"] == one.record.exit_code == 7
     told = died_in(row, restarted=False, lost=one.record.lost_result)
     assert told == f"how it ended cannot be read: {said}"
     (one.files.path / "events.jsonl").write_bytes(
         record_files.as_line({"type": "resumed", "pid": 1})
     )
     assert bool(one.record.lost_result) == (content is not None)
+    assert build_row(one.record)["exit_code"] == one.record.exit_code == DIED_CODE
+
+
+def test_an_event_of_the_end_may_hold_anything(tmp_path: Path) -> None:
+    record = dead(tmp_path / "records/20200101-000000-aaaaaa")
+    for told, code in (({"exit_code": "x"}, 1), ({"state": "succeeded"}, 0), ({}, 1)):
+        line = record_files.as_line({"type": "ended", **told})
+        (record.path / "events.jsonl").write_bytes(line)
+        assert (record.state, record.exit_code) == ("died", code)
+    assert record.lost_result == "`result.json` is missing; `events.jsonl` says: nothing"
+
+
+def test_how_long_ago_is_told_in_one_unit() -> None:
+    ages = {0.4: "0s", 59.9: "59s", 60: "1m", 7199: "1h", 86399: "23h", 1e6: "11d", -3: "0s"}
+    assert {seconds: human_age(seconds) for seconds in ages} == ages
 
 
 def test_without_its_record_no_build_is_repeated_by_an_empty_command(tmp_path: Path) -> None:
@@ -877,7 +931,6 @@ KEPT_WHOLE: dict[str, Any] = {
         ("script", "assemble"),
         ("tree", "/etc"),
         ("tree", "../.."),
-        ("environment", ["PATH"]),
         ("environment", ["A=\0"]),
         ("environment", [1]),
         ("cwd", None),
@@ -907,6 +960,12 @@ def test_a_kept_container_is_not_opened_by_values_that_cannot_be(name: str, valu
     assert kept_document.faults({**KEPT_WHOLE, name: value}) == [name]
     missing = {key: value for key, value in KEPT_WHOLE.items() if key != name}
     assert kept_document.faults(missing) == [name]
+
+
+def test_what_an_image_may_have_among_its_variables_is_no_damage() -> None:
+    """Neither the image specification nor any runtime asks for `NAME=VALUE` in each entry."""
+    odd = ["PATH=/bin", "BROKEN", "=weird", ""]
+    assert kept_document.faults({**KEPT_WHOLE, "environment": odd}) == []
 
 
 @pytest.mark.parametrize(
