@@ -35,6 +35,7 @@ from ocis2i.inputs import Inputs, gather, save_upload
 from ocis2i.isolation.agent import Ahead
 from ocis2i.isolation.network import Uplink, connected
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
+from ocis2i.limits import counted
 from ocis2i.manifest import Encoded, Image, encode_image
 from ocis2i.outputs import Delivered
 from ocis2i.refusals import refuse
@@ -112,7 +113,8 @@ def _build(
         restored = restore(saving)
         if spec.save_upload:
             save_upload(here.directory / "upload", tools)
-        with stage(site.report, "prepare", f"{len(inputs.layers)} layers, {site.runner.name}"):
+        layers = counted(len(inputs.layers), "layer")
+        with stage(site.report, "prepare", f"{layers}, {site.runner.name}"):
             rootfs = _tree(inputs, site)
             job = _plan_assemble(spec, inputs, restored, rootfs)
             rootfs.mount()

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ocis2i.limits import counted
 from ocis2i.manifest import Json
 from ocis2i.records import Record, State, open_plainly
 
@@ -242,4 +243,4 @@ def _lines(data: bytes) -> tuple[str, ...]:
 
 def _cut(line: str) -> str:
     more = len(line) - LINE_LENGTH
-    return f"{line[:LINE_LENGTH]} … and {more} characters more" if more > 0 else line
+    return f"{line[:LINE_LENGTH]} … and {counted(more, 'character')} more" if more > 0 else line

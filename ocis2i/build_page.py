@@ -18,7 +18,7 @@ from importlib.resources import files
 from ocis2i import differences
 from ocis2i.build_facts import BuildFacts, Log, Stage
 from ocis2i.differences import Change, Row, Tree
-from ocis2i.limits import human_size
+from ocis2i.limits import counted, human_size, plural
 from ocis2i.live import duration, output_line
 from ocis2i.manifest import Json
 from ocis2i.markup import Markup, Part, escaped, joined, tag
@@ -164,13 +164,13 @@ def _layer(build: BuildFacts) -> str:
     changes = build.told("changes")
     if not isinstance(changes, dict):
         return ""
-    entries = changes.get("entries")
+    entries = _number(changes.get("entries"))
     layers = (build.result or {}).get("layers")
     size = human_size(_number(changes.get("bytes")))
     packed = ""
     if isinstance(layers, list) and layers and isinstance(layers[-1], dict):
         packed = f", {human_size(_number(layers[-1].get('size')))} compressed"
-    return f"{size}{packed}, {entries} entries"
+    return f"{size}{packed}, {counted(entries, 'entry', 'entries')}"
 
 
 def _number(value: object) -> int:
@@ -371,7 +371,7 @@ def _cell(cell: Cell) -> Markup:
         "svg",
         tag(
             "g",
-            tag("title", f"{name}: {size}, {count} {'entry' if count == 1 else 'entries'}"),
+            tag("title", f"{name}: {size}, {counted(count, 'entry', 'entries')}"),
             tag("rect", width="100%", height="100%", class_=f"g{cell.group}"),
             texts,
         ),
@@ -468,8 +468,8 @@ def _notes(changes: Sequence[Change]) -> Markup:
     rows = []
     for note in found:
         size = f", {human_size(note.bytes_new)}" if note.bytes_new else ""
-        entries = "entry" if note.count == 1 else "entries"
-        words = f"{note.count} {entries}{size}: {differences.NOTES[note.kind]}"
+        entries = counted(note.count, "entry", "entries")
+        words = f"{entries}{size}: {differences.NOTES[note.kind]}"
         shown = [tag("div", tag("code", f"/{_path(path)}")) for path in note.paths]
         rows.append(tag("details", tag("summary", words), shown))
     return joined([tag("h3", "Worth a look"), *rows])
@@ -554,8 +554,10 @@ def _log_lines(log: Log) -> Iterator[Markup]:
     for number, line in enumerate(log.first, 1):
         yield tag("li", _plain(line), data_n=str(number))
     if log.missing_lines or log.missing_bytes:
-        what = f"{log.missing_lines} lines" if log.missing_lines else human_size(log.missing_bytes)
-        yield tag("li", f"{what} are left out here; the log of the build has them", class_="gap")
+        count = log.missing_lines
+        what = counted(count, "line") if count else human_size(log.missing_bytes)
+        said = f"{what} {plural(count, 'is', 'are')} left out here"
+        yield tag("li", f"{said}; the log of the build has them", class_="gap")
     # After bytes that nobody counted the number of a line is not known.
     start = len(log.first) + log.missing_lines + 1
     for number, line in enumerate(log.last, start):

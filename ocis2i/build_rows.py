@@ -27,7 +27,7 @@ def build_row(record: Record) -> dict[str, Any]:
         "reason": _text(result, "reason"),
         "message": _text(result, "message"),
         "digest": _text(result, "digest"),
-        "exit_code": None if running else exit_code_of(result),
+        "exit_code": None if running else exit_code_of(result or record.ended_event),
         "pid": record.process if running else None,
         "record": str(record.path),
         "kept": str(record.kept or "") or None,
@@ -69,6 +69,15 @@ def human_seconds(seconds: float) -> str:
         if whole >= unit:
             return f"{whole // unit}{name}{whole % unit // below:02}{small}"
     return f"{whole}s"
+
+
+def human_age(seconds: float) -> str:
+    """How long ago something was, for people: the largest unit alone, as `40s`, `12m`, `3d`."""
+    whole = int(seconds)
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= unit:
+            return f"{whole // unit}{name}"
+    return f"{max(whole, 0)}s"
 
 
 def died_in(row: dict[str, Any], *, restarted: bool, lost: str | None = None) -> str:

@@ -46,6 +46,7 @@ class EarlyPush:
         self._cancel = threading.Event()
         self._threads: list[threading.Thread] = []
         self._growing: Growing | None = None
+        self._sending: threading.Thread | None = None
 
     def send_base(
         self,
@@ -84,7 +85,11 @@ class EarlyPush:
 
     def finish(self) -> None:
         """Waits for all that is on its way; from now on it is told how far that is."""
-        self._registry.finish_early(self._threads)
+        self._registry.finish_early([one for one in self._threads if one is not self._sending])
+        growing, sending = self._growing, self._sending
+        if growing and sending and not self._registry.finish_growing(self._name, growing, sending):
+            # It waits for an answer that nobody wants, and reads nothing any more.
+            self._threads.remove(sending)
 
     def close(self) -> None:
         """Takes back what has not succeeded."""
@@ -101,9 +106,9 @@ class EarlyPush:
             with contextlib.suppress(Ocis2iError, OSError):
                 self._registry.push_growing(self._name, growing)
 
-        self._start(send)
+        self._sending = self._start(send)
 
-    def _start(self, action: Callable[[], None]) -> None:
+    def _start(self, action: Callable[[], None]) -> threading.Thread:
         def attempt() -> None:
             try:
                 action()
@@ -117,3 +122,4 @@ class EarlyPush:
         thread = threading.Thread(target=attempt, daemon=True, name="early-push")
         self._threads.append(thread)
         thread.start()
+        return thread

@@ -24,6 +24,7 @@ from ocis2i.container import (
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Notice, Report, stage
 from ocis2i.images import Layers, Obtained, Places, blamed_on, obtain
+from ocis2i.limits import counted, plural
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.mappings import PathPair, check_artifact, parse_input_files
 from ocis2i.rootfs import Rootfs, prepare
@@ -212,7 +213,8 @@ def _copy(
             error.reason = "FetchRuntimeArtifactsFailed"
             raise
         if copied.skipped:
-            text = f"{copied.skipped} devices, pipes or sockets in it were left out"
+            what = counted(copied.skipped, "device, pipe or socket", "devices, pipes or sockets")
+            text = f"{what} in it {plural(copied.skipped, 'was', 'were')} left out"
             report(Notice("warning", f"artifact `{pair.source}`: {text}"))
 
 

@@ -19,7 +19,8 @@ _BLOCK = 128 << 10
 class Growing:
     """A file that one thread writes and another one reads from its start, as often as it likes.
 
-    `begin` is called once, when the file has `least_bytes`: what is smaller is not worth it.
+    `begin` is called once, when the file has `least_bytes`: what is smaller is not worth it. While
+    all of it was read and sent, and no answer has come, it `is_awaited`, as its sender says.
     """
 
     def __init__(self, file: BinaryIO, begin: Callable[[Growing], None], least_bytes: int) -> None:
@@ -33,6 +34,7 @@ class Growing:
         self._begun = False
         self._descriptor: Descriptor | None = None
         self._given_up = False
+        self.is_awaited = False
 
     def write(self, data: bytes, /) -> int:
         """Writes on; raises what the file raises."""

@@ -26,6 +26,7 @@ from ocis2i.events import Notice, ScriptOutput, stage
 from ocis2i.hidden import Hidden
 from ocis2i.images import Obtained, PullPolicy, obtain
 from ocis2i.leaks import LEAK_LIMIT, leak_error
+from ocis2i.limits import counted, plural
 from ocis2i.outputs import Delivered
 from ocis2i.reference import Digest, Reference, RegistryLocation, StoredLocation
 from ocis2i.remote_cache import CacheEntry, cache_key, read_cache, write_cache
@@ -196,10 +197,12 @@ def _extract(tar: BinaryIO, saving: Saving, previous: str, digest: Digest | None
     into = here.directory / "upload/artifacts"
     done = extract(here.agent, tar.fileno(), into, size_limit=saving.site.settings.layer_limit)
     if done.skipped:
-        text = f"{done.skipped} devices, pipes or sockets among the artifacts were left out"
+        what = counted(done.skipped, "device, pipe or socket", "devices, pipes or sockets")
+        text = f"{what} among the artifacts {plural(done.skipped, 'was', 'were')} left out"
         saving.site.report(Notice("warning", text))
     if done.trailing_bytes:
-        text = f"{done.trailing_bytes} bytes that `{_SCRIPT}` wrote after its tar are no tar"
+        what = f"{counted(done.trailing_bytes, 'byte')} that `{_SCRIPT}` wrote after its tar"
+        text = f"{what} {plural(done.trailing_bytes, 'is', 'are')} no tar"
         saving.site.report(Notice("warning", f"{text}; its messages belong on stderr"))
     return Restored(done.entries, previous, digest)
 

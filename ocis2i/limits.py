@@ -122,7 +122,17 @@ def human_size(size: int) -> str:
 
 def show_seconds(seconds: float) -> str:
     """A time in words."""
-    return f"{seconds:g} second{'' if seconds == 1 else 's'}"
+    return f"{seconds:g} {plural(seconds, 'second')}"
+
+
+def plural(number: float, one: str, many: str | None = None) -> str:
+    """The form of a word that goes with `number`; `many` where that is not `one` with an `s`."""
+    return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its word, as `1 layer` and `3 layers`."""
+    return f"{number} {plural(number, one, many)}"
 
 
 def exceeded(kind: Kind, limits: Limits, name: str) -> PolicyError:

@@ -28,7 +28,7 @@ from ocis2i.events import (
     StageStarted,
     Transfer,
 )
-from ocis2i.limits import human_size
+from ocis2i.limits import counted, human_size
 from ocis2i.report import STAGE_WORDS, printable
 
 # What ends sooner is written when it is over, and never painted: nobody could read it.
@@ -431,7 +431,7 @@ def summary(told: Any, name: str | None, columns: int, look: Look) -> list[str]:
     if isinstance(changes, dict):
         entries = changes.get("entries", 0)
         size = human_size(int(changes.get("bytes", 0)))
-        facts.append(("layer", f"{size} in {entries} {'entry' if entries == 1 else 'entries'}"))
+        facts.append(("layer", f"{size} in {counted(entries, 'entry', 'entries')}"))
     slowest = sorted(told.stages, key=lambda one: -one[1])[:_SLOWEST]
     stages = ", ".join(f"{stage} {duration(spent)}" for stage, spent in slowest if spent >= 0.05)
     if stages:

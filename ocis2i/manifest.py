@@ -290,7 +290,8 @@ def decode_image(manifest: Manifest, raw_config: bytes) -> Image:
         )
     if len(diff_ids) != len(manifest.layers):
         raise ImageError(
-            f"the image has {len(manifest.layers)} layers, but {len(diff_ids)} diff_ids"
+            f"the image has not as many layers ({len(manifest.layers)}) as diff_ids "
+            f"({len(diff_ids)})"
         )
     try:
         digests = [Digest.parse(str(text)) for text in diff_ids]

@@ -32,6 +32,7 @@ from ocis2i.forwarding import (
     parse_request,
     parse_status,
 )
+from ocis2i.limits import counted
 from ocis2i.net import proxy_for, redacted, split_credentials
 from ocis2i.relay import linger, relay
 
@@ -76,7 +77,7 @@ class Contacts:
             if names:
                 parts.append(f"{fate} {', '.join(names[:shown])}{rest}")
         if self.more:
-            parts.append(f"{self.more} others not kept")
+            parts.append(f"{counted(self.more, 'other')} not kept")
         return "; ".join(parts) or "nothing was asked for"
 
     @property

@@ -167,15 +167,21 @@ class Record:
         """What is wrong with a document of the end that was written; `None`: nothing, or no end."""
         if self.is_running or self.result is not None:
             return None
+        said, ended = _damaged(self.path / RESULT), self.ended_event
+        if ended is None:
+            return said
+        words = ", ".join(str(ended[key]) for key in ("state", "reason") if ended.get(key))
+        said = said or f"`{RESULT}` is missing"
+        return f"{said}; `{EVENTS}` says: {words[:80] or 'nothing'}"
+
+    @property
+    def ended_event(self) -> Json | None:
+        """The last event, which says how it ended; `None`: it has not, or was killed."""
         ended: Json | None = None
         for event in self.events():
             if event.get("type") in ("ended", "resumed"):
                 ended = event if event["type"] == "ended" else None
-        said = _damaged(self.path / RESULT)
-        if ended is None:
-            return said
-        words = [str(ended[key]) for key in ("state", "reason") if ended.get(key)]
-        return f"{said or f'`{RESULT}` is missing'}; `{EVENTS}` says: {', '.join(words)[:80]}"
+        return ended
 
     @property
     def is_running(self) -> bool:
@@ -200,7 +206,10 @@ class Record:
     @property
     def exit_code(self) -> int | None:
         """The exit code that the build's process had; `None` while it is running."""
-        return None if self.is_running else exit_code_of(self.result)
+        if self.is_running:
+            return None
+        # The document of the end may be lost, as where the disk was full.
+        return exit_code_of(self.result or self.ended_event)
 
     @property
     def was_restarted(self) -> bool:
@@ -292,7 +301,7 @@ def state_of(result: Json | None) -> State:
 
 
 def exit_code_of(result: Json | None) -> int:
-    """The exit code that belongs to the document of the end."""
+    """The exit code that belongs to the document of the end, or to the event of it."""
     if result is None:
         return DIED_CODE
     code = result.get("exit_code", 0 if result.get("state") == "succeeded" else 1)

@@ -21,6 +21,7 @@ from typing import Literal, assert_never
 from ocis2i.errors import ScriptsError, SourceError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.limits import counted
 from ocis2i.net import is_web_url, redacted
 from ocis2i.s2i import (
     DEFAULT_DESTINATION,
@@ -195,8 +196,7 @@ def read_environment(source: SourceTree, report: Report) -> EnvironmentFile:
         ) from error
     environment = parse_environment_file(text or "")
     if environment.skipped:
-        count = len(environment.skipped)
-        lines = "1 line" if count == 1 else f"{count} lines"
+        lines = counted(len(environment.skipped), "line")
         report(Notice("warning", f"`{ENVIRONMENT_PATH}`: {lines} without NAME=VALUE left out"))
     return environment
 

@@ -296,15 +296,21 @@ def _announce(ground: Ground, report: Report) -> None:
 def remove_leftovers(paths: Sequence[Path], *, search_path: str | None) -> list[Path]:
     """Removes trees that may belong to subordinate ids; returns those that could not be."""
     left = [path for path in paths if not remove_tree(path)]
-    if not left:
-        return []
-    try:
-        with agent(search_path=search_path) as running:
-            for path in left:
-                running.request("remove", parent=str(path.parent), name=path.name)
-    except Ocis2iError:
-        return [path for path in left if path.exists()]
-    return []
+    # Where the manager of a container makes devices for it (LXD, Incus), those of a build by chroot
+    # are mounts: root detaches them where it is, also where it can have no namespaces.
+    ways: list[Literal["auto", "none"]] = ["auto"] if os.geteuid() else ["auto", "none"]
+    for ids in ways:
+        left = left and _remove_by_agent(left, ids, search_path)
+    return left
+
+
+def _remove_by_agent(
+    paths: Sequence[Path], ids: Literal["auto", "none"], search_path: str | None
+) -> list[Path]:
+    with suppress(Ocis2iError), agent(search_path=search_path, ids=ids) as running:
+        for path in paths:
+            running.request("remove", parent=str(path.parent), name=path.name)
+    return [path for path in paths if path.exists()]
 
 
 def dead_builds(store: Store, *, alone: bool) -> list[Path]:

@@ -27,7 +27,7 @@ prepare_source kube
 isolation volumes unpack rootfs artifacts remote_cache session in_place declared
 rebuild s2ifile scaffold spec refusals hidden container failed_shell kept_document kept incremental
 extended inputs result finished unchanged build launch prune resume upload dockerfile export
-report live markup treemap build_facts build_page documents
+report live narrowing markup treemap build_facts build_page documents
 explain rules script_checks builder_checks build_rows following doctor
 completion commands cli __main__
 """.split()

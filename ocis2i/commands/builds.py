@@ -19,7 +19,14 @@ from typing import Annotated, Any
 import typer
 
 from ocis2i import records
-from ocis2i.build_rows import build_row, died_in, human_seconds, parse_moment, seconds_of
+from ocis2i.build_rows import (
+    build_row,
+    died_in,
+    human_age,
+    human_seconds,
+    parse_moment,
+    seconds_of,
+)
 from ocis2i.commands.failing import root_words
 from ocis2i.commands.flags import JsonFlags, StoreFlags, option
 from ocis2i.commands.state import ReaderGoneError, State, print_json
@@ -27,7 +34,7 @@ from ocis2i.errors import Interrupted, Ocis2iError, OutputError, PolicyError, Us
 from ocis2i.following import POLL_SECONDS, follow
 from ocis2i.limits import parse_duration
 from ocis2i.records import DIED_CODE, Record, check_own
-from ocis2i.report import printable, table
+from ocis2i.report import columns_of, printable, table
 from ocis2i.settings import Settings
 
 VERSION = 1
@@ -79,8 +86,24 @@ def list_builds(flags: ListBuildsFlags) -> None:
             print_json({"version": VERSION, "builds": shown})
             return
         now = datetime.now(UTC)
-        heads = ("BUILD", "STATE", "STAGE", "STARTED", "TOOK", "IMAGE", "SOURCE")
-        print(table([_listed(row, now) for row in shown], heads))
+        heads, *lines = _fitting([_HEADS, *(_listed(row, now) for row in shown)])
+        print(table(lines, heads))
+
+
+_HEADS = ("BUILD", "STATE", "STAGE", "STARTED", "TOOK", "IMAGE", "SOURCE")
+
+
+def _fitting(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The lines as wide as the terminal, if there is one."""
+    width = columns_of(sys.stdout)
+    if not width:
+        return lines
+    from ocis2i.live import Look  # noqa: PLC0415 - few lists are for a terminal
+    from ocis2i.narrowing import Telling, narrowed  # noqa: PLC0415
+
+    telling: dict[str, Telling] = {"SOURCE": "end", "IMAGE": "end", "STAGE": "beginning"}
+    flexible = {_HEADS.index(head): part for head, part in telling.items()}
+    return narrowed(lines, width, flexible, Look.of(sys.stdout.encoding, colour=False).cut)
 
 
 def _listed(row: dict[str, Any], now: datetime) -> tuple[str, ...]:
@@ -89,7 +112,7 @@ def _listed(row: dict[str, Any], now: datetime) -> tuple[str, ...]:
         row["id"],
         row["state"] + (", kept" if row["kept"] else ""),
         row["stage"] or row["reason"] or "",
-        f"{human_seconds((now - begun).total_seconds())} ago" if begun else "",
+        f"{human_age((now - begun).total_seconds())} ago" if begun else "",
         human_seconds(took) if took is not None else "",
         row["name"] or "<none>",
         row["source"] or "",
@@ -267,6 +290,8 @@ def wait_for_builds(flags: WaitFlags) -> None:
             rows.append(row)
             if not flags.as_json:
                 print(f"{row['id']} {row['state']} {row['exit_code']}", flush=True)
+            if row["state"] == "died":
+                sys.stderr.write(f"{row['id']}: {printable(_last_words(record, row))}\n")
         if flags.as_json:
             print_json({"version": VERSION, "builds": rows})
         code = next((row["exit_code"] for row in rows if row["exit_code"]), 0)

@@ -29,7 +29,7 @@ from ocis2i.differences import State as ChangeState
 from ocis2i.documents import difference_document
 from ocis2i.errors import PolicyError, UsageError, shown
 from ocis2i.layer_facts import ImageDifference, image_difference
-from ocis2i.limits import human_size, parse_size
+from ocis2i.limits import counted, human_size, parse_size
 from ocis2i.reference import parse_location
 from ocis2i.report import printable, table
 
@@ -156,9 +156,9 @@ def _file_line(change: Change) -> str:
 
 
 def _note_lines(note: Note) -> Iterator[str]:
-    entries = "entry" if note.count == 1 else "entries"
+    entries = counted(note.count, "entry", "entries")
     size = f", {human_size(note.bytes_new)}" if note.bytes_new else ""
-    yield f"note: {note.count} {entries}{size}: {NOTES[note.kind]}"
+    yield f"note: {entries}{size}: {NOTES[note.kind]}"
     for path in note.paths:
         yield f"      /{shown_path(path)}"
     if note.kind != "cache" and note.count > NOTE_PATHS:

@@ -10,7 +10,7 @@ from ocis2i.commands.context import context
 from ocis2i.commands.flags import JsonFlags, option
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
-from ocis2i.limits import human_size, parse_duration
+from ocis2i.limits import counted, human_size, parse_duration
 from ocis2i.prune import OldRecords, prune
 
 
@@ -58,9 +58,10 @@ def prune_store(flags: PruneFlags) -> None:
                 }
             )
         else:
-            forgotten = f", forgot {done.records} builds" if done.records else ""
-            kept = f", {done.kept} kept containers" if done.kept else ""
+            forgotten = f", forgot {counted(done.records, 'build')}" if done.records else ""
+            kept = f", {counted(done.kept, 'kept container')}" if done.kept else ""
             print(
-                f"removed {done.builds} dead builds, {done.layers} unpacked layers and "
-                f"{done.blobs} blobs ({human_size(done.blob_bytes)}){kept}{forgotten}"
+                f"removed {counted(done.builds, 'dead build')}, "
+                f"{counted(done.layers, 'unpacked layer')} and "
+                f"{counted(done.blobs, 'blob')} ({human_size(done.blob_bytes)}){kept}{forgotten}"
             )

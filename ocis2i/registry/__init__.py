@@ -45,7 +45,7 @@ from ocis2i.net import (
 from ocis2i.reference import Digest, Reference
 from ocis2i.registry.dialog import Answer, Dialog, pull_scopes, push_scopes
 from ocis2i.registry.downloads import BadContentError, Downloads, Sink, twice
-from ocis2i.registry.uploads import Pushed, Uploads
+from ocis2i.registry.uploads import Pushed, Uploads, answer_seconds
 from ocis2i.retries import CancelledError, Deadline, DeadlineError, Retries, Sleep
 from ocis2i.settings import UploadMode
 
@@ -389,6 +389,33 @@ class Registry:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(self._deadline.cut(_GLANCE_SECONDS))
+
+    def finish_growing(
+        self, reference: Reference, growing: Growing, thread: threading.Thread
+    ) -> bool:
+        """Likewise for the `thread` of `push_growing`; false when its answer was given up.
+
+        That takes no more than half of the time that is left: then there is some for the push.
+        """
+        self._early_is_told = True
+        waited, patience = 0.0, 0.0
+        with self._deadline.running():
+            while thread.is_alive():
+                glance = self._deadline.cut(_GLANCE_SECONDS)
+                thread.join(glance)
+                descriptor = growing.known
+                if not growing.is_awaited or descriptor is None:
+                    waited = 0.0
+                elif not waited:
+                    patience = self._deadline.cut(2 * answer_seconds(descriptor.size)) / 2
+                    waited = glance
+                elif waited < patience:
+                    waited += glance
+                else:
+                    place = self._endpoints.to_push(reference)
+                    self._uploads.give_up_growing(place, growing, waited)
+                    return False
+        return True
 
     def forget_early(self, reference: Reference) -> bool:
         """Believes no more that the repository has what was sent early; false: nothing was."""

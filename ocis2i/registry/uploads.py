@@ -19,7 +19,17 @@ from ocis2i.endpoints import Place
 from ocis2i.errors import ImageError, RegistryError
 from ocis2i.growing import Growing
 from ocis2i.manifest import Descriptor
-from ocis2i.net import BLOCK, Request, RequestError, final_seconds, header_number, redacted
+from ocis2i.net import (
+    BLOCK,
+    FINAL_SECONDS,
+    READ_SECONDS,
+    SLOW_COMMIT_BYTES_PER_SECOND,
+    Request,
+    RequestError,
+    final_seconds,
+    header_number,
+    redacted,
+)
 from ocis2i.reference import Digest, Reference
 from ocis2i.registry.dialog import Answer, Dialog, pull_scopes, push_scopes
 from ocis2i.retries import CancelledError, Retries
@@ -119,6 +129,7 @@ class _Following:
     report: Callable[[Descriptor, int], None]  # `requests` takes what can `tell` for a file
 
     def __iter__(self) -> Iterator[bytes]:
+        self.growing.is_awaited = False
         sent = told = 0
         for block in self.growing:
             yield block
@@ -126,6 +137,7 @@ class _Following:
             if sent - told >= BLOCK and (descriptor := self.growing.known):
                 self.report(descriptor, sent)
                 told = sent
+        self.growing.is_awaited = True
 
 
 @dataclass(slots=True)
@@ -231,7 +243,17 @@ class Uploads:
                 # Which blob it was is known once it is whole; who gives it up does not push it.
                 with suppress(CancelledError):
                     key = place.reference.name, growing.descriptor().digest
-                    self._known.failed[key] = failed_for[0]
+                    # A try, but its time was that of the compression.
+                    self._known.failed[key] = 0.0
+
+    def give_up_growing(self, place: Place, growing: Growing, waited_seconds: float) -> None:
+        """Expects no answer any more to what `push_growing` has sent whole: it counts as a try.
+
+        One that comes yet makes it take the upload back.
+        """
+        descriptor = growing.descriptor()
+        self._known.failed[place.reference.name, descriptor.digest] = waited_seconds
+        growing.give_up()
 
     def _send_growing(self, place: Place, growing: Growing) -> None:
         what = f"cannot push a layer to `{place.reference.name}`"
@@ -239,11 +261,19 @@ class Uploads:
         try:
             answer = self._dialog.ask(
                 place,
-                Request("PATCH", session.location, _OCTETS, _Following(growing, self._tell)),
+                Request(
+                    "PATCH",
+                    session.location,
+                    _OCTETS,
+                    _Following(growing, self._tell),
+                    # Whoever waits for it decides: see `give_up_growing`.
+                    read_seconds=FINAL_SECONDS,
+                ),
                 push_scopes(place.reference),
                 expected=(200, 201, 202, 204),
                 what=what,
             )
+            growing.is_awaited = False
             descriptor = growing.descriptor()
             self._follow(place, session, answer, descriptor.size)
             self._finish(place, descriptor, session.location, b"")
@@ -463,6 +493,16 @@ class Uploads:
         if not location:
             raise RegistryError(f"POST {redacted(answer.url)} answered without a `Location`")
         return self._dialog.resolve(place, location, answer.url)
+
+
+def answer_seconds(size_bytes: int) -> float:
+    """How long an answer is worth waiting for to a blob that was sent while it grew.
+
+    A proxy that buffers requests (nginx, unless it is told otherwise) has it all by then, and sends
+    it on: to send it anew takes longer. Whoever takes no such upload and does not say so would hold
+    up the push for as long.
+    """
+    return max(READ_SECONDS, size_bytes / SLOW_COMMIT_BYTES_PER_SECOND)
 
 
 def _what(place: Place, descriptor: Descriptor) -> str:

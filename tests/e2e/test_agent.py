@@ -449,7 +449,7 @@ def test_everything_dies_with_the_killed_program(
             time.sleep(0.05)
         assert left == set()
     pruned = ocis2i.ok("prune")
-    assert "removed 1 dead builds" in pruned.out
+    assert "removed 1 dead build," in pruned.out
     assert list((ocis2i.store / "builds").iterdir()) == []
 
 

@@ -232,6 +232,12 @@ def test_events_go_to_a_file_as_well_and_a_failure_is_their_end(bench: Bench, ma
     logs = bench.ocis2i.ok("logs")
     assert "\nno\n" in logs.out
     assert logs.err.startswith("failed: ")
+    (Path(row["record"]) / "result.json").write_text("")
+    waited = bench.ocis2i("wait", row["id"])
+    assert (waited.code, waited.out) == (7, f"{row['id']} died 7\n")
+    said = "`result.json` is empty; `events.jsonl` says: failed, AssembleFailed"
+    assert waited.err == f"{row['id']}: how it ended cannot be read: {said}\n"
+    assert said in bench.ocis2i.ok("status", row["id"]).out
 
 
 @pytest.mark.parametrize(
@@ -311,7 +317,7 @@ def test_the_last_builds_are_kept_and_prune_forgets_them(
     assert ocis2i.ok("prune", "--older", "1h", "--json").document["records"] == 0
     assert not leftover.exists()
     assert ids(ocis2i) == kept
-    assert ocis2i.ok("prune", OCIS2I_KEEP_BUILDS="1").out.endswith(", forgot 1 builds\n")
+    assert ocis2i.ok("prune", OCIS2I_KEEP_BUILDS="1").out.endswith(", forgot 1 build\n")
     assert ids(ocis2i) == kept[1:]
     assert ocis2i.ok("prune", "--builds", "--json").document["records"] == 1
     assert ids(ocis2i) == []

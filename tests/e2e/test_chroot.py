@@ -237,6 +237,29 @@ def test_a_script_that_fails_is_named(jobs: Jobs) -> None:
     assert f"it ran as 1001:0 in `{HOME}`" in done.err
 
 
+def test_what_fails_or_is_killed_leaves_no_tree(jobs: Jobs) -> None:
+    # Its devices are mounts where the manager of the container made them, as here.
+    builder = jobs.builder("#!/bin/sh\ntest -f /tmp/src/hang || exit 3\nbusybox sleep 60\n")
+    words = ["build", jobs.directory / "source", builder, "app:1", *CHROOT]
+    program = " ".join(f"'{word}'" for word in ARGV)
+    command = " ".join(f"'{word}'" for word in words)
+    steps = f"{program} {command}; echo $?; ls /var/store/builds; touch {words[1]}/hang\n"
+    steps += f"{program} {command} & until test -c /var/store/builds/*/rootfs/dev/tty\n"
+    steps += "do sleep 0.1; done; kill -9 $!; wait $!; echo $?; ls /var/store/builds | wc -l\n"
+    steps += f"{program} prune; ls /var/store/builds\n"
+    done = subprocess.run(
+        [*jobs.host().launcher, "sh", "-c", steps],
+        env={"PATH": "/bin", "PYTHONPATH": str(PROJECT), "OCIS2I_ROOT": "/var/store"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    failed, killed, left, pruned = done.stdout.splitlines()
+    assert (failed, killed, left) == ("7", "137", "1"), done.stderr
+    assert pruned.startswith("removed 1 dead build"), done.stderr
+
+
 def test_an_incremental_build(jobs: Jobs) -> None:
     # In one container, since the first one's store is gone with it.
     source = jobs.directory / "source"

@@ -220,7 +220,7 @@ def test_the_rest_is_the_runtime_image_as_it_was(made: Made) -> None:
 
 
 def test_special_files_are_left_out_with_a_warning(made: Made) -> None:
-    text = f"artifact `{OUT}/tree`: 1 devices, pipes or sockets in it were left out"
+    text = f"artifact `{OUT}/tree`: 1 device, pipe or socket in it was left out"
     assert warnings(made.done) == [text]
 
 

@@ -111,8 +111,8 @@ def test_a_large_layer_is_sent_as_it_is_made_and_nothing_is_asked_twice(world: W
 
 @pytest.mark.parametrize(
     "how",
-    [{"status": 500}, {"status": 404, "early": True}, {"drop": True}],
-    ids=["refused", "refused at once", "answer lost"],
+    [{"status": 500}, {"status": 404, "early": True}, {"drop": True}, {"after_sent": 8 << 20}],
+    ids=["refused", "refused at once", "answer lost", "broken in the middle"],
 )
 def test_a_registry_that_does_not_take_it_so_gets_it_whole(
     world: World, how: dict[str, Any]
@@ -120,6 +120,14 @@ def test_a_registry_that_does_not_take_it_so_gets_it_whole(
     world.proxy.rule("PATCH", "uploads", **how)
     world.bench.ocis2i.ok(*world.words())
     assert len(world.proxy.requests("PATCH")) == 1
+    assert max(size for _, size in world.proxy.uploads()) > 24 << 20
+    assert world.has_all()
+
+
+def test_an_answer_that_does_not_come_leaves_time_for_the_push(world: World) -> None:
+    # As of something in between that takes all of it, and says nothing.
+    world.proxy.rule("PATCH", "uploads", drop=True, end="stall")
+    world.bench.ocis2i.ok(*world.words("--registry-timeout", "10s"))
     assert max(size for _, size in world.proxy.uploads()) > 24 << 20
     assert world.has_all()
 
@@ -176,7 +184,7 @@ def test_a_failed_assemble_has_published_no_image_and_sent_no_layer(world: World
 def test_an_interrupted_upload_is_done_by_the_next_push(
     world: World, number: signal.Signals, code: int
 ) -> None:
-    rule = world.proxy.rule("PATCH", "uploads", delay_seconds=4.0)
+    rule = world.proxy.rule("PATCH", "uploads", bytes_per_second=4 << 20)
     with world.bench.ocis2i.start(*world.words()) as started:
         until = time.monotonic() + 60
         # Stored is what the push waits for the registry with.
@@ -185,6 +193,8 @@ def test_an_interrupted_upload_is_done_by_the_next_push(
         started.send_signal(number)
         started.communicate(timeout=30)
     assert started.returncode == code
+    (patch,) = world.proxy.requests("PATCH")
+    assert 0 < patch.received < 24 << 20
     assert world.manifest() is None
     world.proxy.rules.remove(rule)
     world.bench.ocis2i.ok("push", world.name)

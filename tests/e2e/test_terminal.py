@@ -182,3 +182,23 @@ def test_a_transfer_has_a_bar_and_leaves_nothing_behind(
         seen.press("C-c")
         screen = seen.until("ended 130")
     assert not any("━" in line or SPINNING.match(line) for line in screen), screen
+
+
+def test_a_list_of_builds_is_as_narrow_as_the_terminal(bench: Bench) -> None:
+    program = bench.ocis2i
+    name = "registry.example.com:5000/some-team/some-application:v1.22.3"
+    source = bench.directory / "a-directory-with-a-long-name" / "that-ends-so"
+    source.mkdir(parents=True)
+    (source / "file").touch()
+    for builder, words in (("oci:/none", name), ("docker-archive:/none", "app:1")):
+        assert program("build", source, builder, words).code == 4
+    plain = program.ok("ps", "-a").out.splitlines()
+    ids = [line.split()[0] for line in plain[1:]]
+    assert len(ids) == 2 and name in plain[1] and str(source) in plain[1]
+    environment = {**program.environment, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+    with terminal(bench.directory, [*ARGV, "ps", "-a"], environment, columns=80) as seen:
+        lines = seen.until("ended 0")
+    assert [line.split()[:2] for line in lines[1:3]] == [[one, "failed"] for one in ids]
+    assert lines[3] == "ended 0"
+    assert re.search(r" PullB\w*…  \d+s ago +\S+ +…\S*v1\.22\.3  …\S*so$", lines[1]), lines
+    assert re.search(r" …?/?\S*app:1 ", lines[2]), lines

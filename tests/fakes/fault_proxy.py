@@ -6,6 +6,7 @@ the gate, too, and the registry behind it lets everybody in. A second one is ano
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import http.client
 import json
@@ -29,6 +30,7 @@ UPSTREAM_SECONDS = 60
 READ_SECONDS = 0.2
 # To close with this is to reset the connection.
 _LINGER = struct.pack("ii", 1, 0)
+_UNKNOWN = 1 << 62
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
 
@@ -37,14 +39,15 @@ class Rule:
     """Something to go wrong with requests whose method and path match the expressions.
 
     The first `skip` of them pass, and after `times` (-1 is always) all do. What is in the middle of
-    a body counts only for a body that is longer: clients send their blobs in parallel.
+    a body counts only for a body that is longer: clients send their blobs in parallel. One whose
+    length is not said (chunked) is taken to be longer than all others.
 
     Instead of the registry the proxy answers with a `status` (with `early`: before it has read the
     request's body, and hangs up), `headers` and `body`; `{host}` in a header is the proxy's own,
     `{path}` what was asked for. `after_sent` bytes of the request's body, or `after_received` bytes
     of the answer's, the connection comes to its `end`. `drop` passes the request on, but not the
-    answer. `corrupt` turns over a byte of the answer, `more_headers` are added to it. Bodies take
-    their time with `bytes_per_second`.
+    answer: the connection is closed, or stalls where that is its `end`. `corrupt` turns over a byte
+    of the answer, `more_headers` are added to it. Bodies take their time with `bytes_per_second`.
     """
 
     method: str
@@ -213,7 +216,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.entry = Seen(self.command, parts.path, query, tuple(self.headers.items()))
         self.proxy.log.append(self.entry)
         self.length = int(self.headers.get("Content-Length") or 0)
-        self.rule = self.proxy.take(self.command, self.path, self.length, answer=False)
+        self.chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        size = _UNKNOWN if self.chunked else self.length
+        self.rule = self.proxy.take(self.command, self.path, size, answer=False)
         time.sleep(self.proxy.delay_seconds + (self.rule.delay_seconds if self.rule else 0.0))
         try:
             self._follow(parts.path, query)
@@ -267,33 +272,35 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             if self.rule and self.rule.drop:
                 answer.read()
-                self._end("close")
+                self._end("stall" if self.rule.end == "stall" else "close")
             self._pass_back(answer)
 
     def _body(self) -> Iterator[bytes]:
         """The request's body as it stands on the wire, until its end or that of the connection."""
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            yield from self._chunks()
-            return
         limit = self.rule.after_sent if self.rule else None
+        yield from self._chunks(limit) if self.chunked else self._blocks(limit)
+        if limit is not None and self.rule:
+            if self.rule.end == "answer":
+                self._hang_up_with(self.rule)
+            self._end(self.rule.end)
+
+    def _blocks(self, limit: int | None) -> Iterator[bytes]:
         left = self.length if limit is None else limit
         while left > 0 and (block := self.rfile.read1(min(BLOCK, left))):
             left -= len(block)
             self.entry.received += len(block)
             yield block
             self._take_time(len(block))
-        if limit is not None and self.rule:
-            if self.rule.end == "answer":
-                self._hang_up_with(self.rule)
-            self._end(self.rule.end)
 
-    def _chunks(self) -> Iterator[bytes]:
+    def _chunks(self, limit: int | None) -> Iterator[bytes]:
         while line := self.rfile.readline():
             size = int(line.partition(b";")[0], 16)
-            self.entry.received += size
-            yield line + self.rfile.read(size + 2)
-            if not size:
+            left = size if limit is None else min(size, limit - self.entry.received)
+            self.entry.received += left
+            yield line + self.rfile.read(left + 2 if left == size else left)
+            if not size or left < size:
                 return
+            self._take_time(size)
 
     def _pass_back(self, answer: http.client.HTTPResponse) -> None:
         length = answer.getheader("Content-Length")
@@ -346,6 +353,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.entry.sent += len(data)
 
     def _read_all(self) -> bytes:
+        if self.chunked:  # only what comes of it counts, and its length
+            collections.deque(self._chunks(None), maxlen=0)
+            return b""
         parts = []
         while self.length > self.entry.received and (
             block := self.rfile.read1(min(BLOCK, self.length - self.entry.received))

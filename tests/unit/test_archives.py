@@ -458,7 +458,7 @@ GOOD = '[{"Config": "c.json", "Layers": ["l.tar"]}]'
         (docker_tar('[{"Config": "none", "Layers": []}]'), "there is no `none`"),
         (docker_tar('[{"Config": "c.json", "Layers": ["none"]}]'), "there is no `none`"),
         (docker_tar('[{"Config": "c.json", "Layers": ["loop"]}]'), "link to a link"),
-        (docker_tar('[{"Config": "c.json", "Layers": []}]'), "0 layers, but 1 diff_ids"),
+        (docker_tar('[{"Config": "c.json", "Layers": []}]'), r"layers \(0\) as diff_ids \(1\)"),
         (docker_tar(GOOD, config="[]"), "not a JSON object"),
         (docker_tar(GOOD, layer=TOP.tar()), "but the config says"),
         (Layer().file("repositories", "{}").tar(), "no `manifest.json`"),

@@ -18,9 +18,10 @@ from ocis2i.events import Notice, Transfer
 from ocis2i.growing import Growing
 from ocis2i.keychain import Keychain
 from ocis2i.manifest import OCI_LAYER, Descriptor
-from ocis2i.reference import Digest
+from ocis2i.reference import Digest, Reference
 from ocis2i.registry import Registry
-from ocis2i.retries import DeadlineError
+from ocis2i.registry.uploads import answer_seconds
+from ocis2i.retries import CancelledError, DeadlineError
 from ocis2i.whereabouts import Whereabouts
 from tests.fakes.registry import FakeRegistry
 
@@ -152,6 +153,40 @@ def test_waiting_for_it_ends_when_registries_may_take_no_more_time() -> None:
         registry.finish_early([thread])
     over.set()
     thread.join()
+
+
+def test_an_answer_is_waited_for_half_of_the_time_that_is_left(tmp_path: Path) -> None:
+    registry = Registry(Keychain({}), environment={}, total_seconds=4.0)
+    name = Reference.parse("registry.example/team/app:1")
+    growing = whole(tmp_path / "blob", bytes(LEAST_BYTES))
+    growing.is_awaited = True
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, daemon=True)
+    thread.start()
+    assert not registry.finish_growing(name, growing, thread)
+    # A late answer makes the sender take it back: it would ask what the blob is.
+    with pytest.raises(CancelledError):
+        growing.descriptor()
+    over.set()
+    thread.join()
+    assert registry.finish_growing(name, growing, thread)
+    growing.close()
+
+
+def test_what_is_still_sent_or_committed_is_waited_for(tmp_path: Path) -> None:
+    registry = Registry(Keychain({}), environment={}, total_seconds=3.0)
+    name = Reference.parse("registry.example/team/app:1")
+    growing = whole(tmp_path / "blob", bytes(LEAST_BYTES))
+    thread = threading.Thread(target=threading.Event().wait, args=(2.0,))
+    thread.start()
+    assert registry.finish_growing(name, growing, thread)
+    assert growing.descriptor().size == LEAST_BYTES
+    growing.close()
+
+
+def test_an_answer_is_worth_as_much_as_sending_it_anew() -> None:
+    assert answer_seconds(LEAST_BYTES) == 60.0
+    assert answer_seconds(3 << 30) == 307.2
 
 
 def test_what_failed_early_counts_as_its_first_try(fake: FakeRegistry, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ocis2i.isolation.cgroups import NotDelegatedError, check, own_cgroup, wish_
 from ocis2i.limits import (
     DEFAULT_TASKS,
     Limits,
+    counted,
     exceeded,
     mention,
     parse_duration,
@@ -28,6 +29,7 @@ from ocis2i.limits import (
     parse_processors,
     parse_size,
     parse_tasks,
+    plural,
     show_size,
 )
 from ocis2i.runner import Hardening
@@ -268,3 +270,10 @@ def test_a_process_may_not_confuse_a_watch_by_its_name() -> None:
         assert Watch({"memory": 1 << 20}).look([str(os.getpid())])
     finally:
         own.write_text(name)
+
+
+def test_a_word_goes_with_its_number() -> None:
+    assert [counted(number, "layer") for number in range(3)] == ["0 layers", "1 layer", "2 layers"]
+    assert [plural(number, "is", "are") for number in range(3)] == ["are", "is", "are"]
+    assert counted(1, "entry", "entries") == "1 entry"
+    assert counted(21, "entry", "entries") == "21 entries"

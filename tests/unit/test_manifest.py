@@ -253,7 +253,7 @@ def test_a_docker_manifest_list_is_an_index() -> None:
     ("config", "message"),
     [
         (config_bytes(rootfs=None), "no `rootfs.diff_ids`"),
-        (config_bytes(rootfs={"diff_ids": []}), "1 layers, but 0 diff_ids"),
+        (config_bytes(rootfs={"diff_ids": []}), r"layers \(1\) as diff_ids \(0\)"),
         (config_bytes(rootfs={"diff_ids": ["sha256:x"]}), "invalid digest"),
         (config_bytes(os=3), "`os` must be text"),
         (config_bytes(created=3), "`created` must be text"),
