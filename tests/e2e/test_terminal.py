@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.bench import Bench, Maker, offer, sh
 from tests.fakes.images import Layer, LayoutImage
-from tests.fakes.program import ARGV
+from tests.fakes.program import ARGV, Program
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.tmux import Terminal, terminal
 
@@ -185,7 +185,9 @@ def test_a_transfer_has_a_bar_and_leaves_nothing_behind(
 
 
 def test_a_list_of_builds_is_as_narrow_as_the_terminal(bench: Bench) -> None:
-    program = bench.ocis2i
+    own = bench.directory / "store"  # other tests build in that of the bench
+    environment = {**bench.ocis2i.environment, "OCIS2I_ROOT": str(own)}
+    program = Program(own, environment)
     name = "registry.example.com:5000/some-team/some-application:v1.22.3"
     source = bench.directory / "a-directory-with-a-long-name" / "that-ends-so"
     source.mkdir(parents=True)
@@ -195,7 +197,7 @@ def test_a_list_of_builds_is_as_narrow_as_the_terminal(bench: Bench) -> None:
     plain = program.ok("ps", "-a").out.splitlines()
     ids = [line.split()[0] for line in plain[1:]]
     assert len(ids) == 2 and name in plain[1] and str(source) in plain[1]
-    environment = {**program.environment, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+    environment |= {"TERM": "xterm", "LC_ALL": "C.UTF-8"}
     with terminal(bench.directory, [*ARGV, "ps", "-a"], environment, columns=80) as seen:
         lines = seen.until("ended 0")
     assert [line.split()[:2] for line in lines[1:3]] == [[one, "failed"] for one in ids]
