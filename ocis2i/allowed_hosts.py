@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ocis2i.container_options import is_host_name
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Standing: TypeAlias = Literal["named", "listed"]

@@ -17,7 +17,6 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -25,6 +24,7 @@ from ocis2i import tar
 from ocis2i.blobs import CHUNK, ImageSource, VerifiedReader, read_document
 from ocis2i.compression import Compression, detect
 from ocis2i.errors import ImageError, PolicyError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     DOCUMENT_LIMIT,
     INDEX_TYPES,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.isolation.agent import Agent
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.unpack import ENTRY_LIMIT
 
 

@@ -9,12 +9,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from ocis2i.credentials import Credentials
 from ocis2i.errors import RegistryError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import json_object
 from ocis2i.net import (
     Http,

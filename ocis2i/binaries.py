@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Literal
 
 from ocis2i.errors import SourceError, shown
+from ocis2i.lazy_dataclass import dataclass
 
 Kind = Literal["program", "script", "jar", "war", "other"]
 SourceType = Literal["auto", "file", "archive"]

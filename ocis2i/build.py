@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from ocis2i.inputs import Inputs, gather, save_upload
 from ocis2i.isolation.agent import Ahead
 from ocis2i.isolation.network import Uplink, connected
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.manifest import Encoded, Image, encode_image
 from ocis2i.outputs import Delivered

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.manifest import Json
 from ocis2i.records import Record, State, open_plainly

@@ -11,13 +11,13 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 
 from ocis2i import differences
 from ocis2i.build_facts import BuildFacts, Log, Stage
 from ocis2i.differences import Change, Row, Tree
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted, human_size, plural
 from ocis2i.live import duration, output_line
 from ocis2i.manifest import Json

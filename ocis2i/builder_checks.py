@@ -7,10 +7,11 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from ocis2i.errors import ImageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.parameters import Declaration, parse_declaration
 from ocis2i.rules import RULES, Finding

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import DEFAULT_TASKS, Kind, Limits, show_seconds, show_size
 from ocis2i.runner import Network
 

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocis2i.container_config import SYSTEM_DIRECTORY, user_directory
 from ocis2i.errors import RegistryError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import DEFAULT_REGISTRY, HUB_API
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ocis2i.blobs import CHUNK, Readable, read_exactly
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, layer_type_as_oci
 from ocis2i.reference import Digest
 

@@ -13,9 +13,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ocis2i.lazy_dataclass import dataclass
 
 LEAST_BYTES = 8
 # What a user injected as a file of its own is a secret even when it is a little shorter.

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from ocis2i import seccomp
@@ -15,6 +15,7 @@ from ocis2i.events import LastLines, Notice, Report, ScriptOutput, silent, stage
 from ocis2i.images import Obtained, Places
 from ocis2i.isolation.cgroups import MemoryKills, memory_kills
 from ocis2i.isolation.ids import MAPPED_IDS
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import Limits, mention
 from ocis2i.rootfs import Rootfs
 from ocis2i.runner import (

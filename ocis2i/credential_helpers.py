@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ocis2i import proc
 from ocis2i.auth import printable
 from ocis2i.credentials import IDENTITY_USER, Credentials
 from ocis2i.errors import RegistryError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import parse_duration
 from ocis2i.registries import HELPER_NAME
 from ocis2i.variables import HELPER_TIMEOUT

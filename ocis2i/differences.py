@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, NamedTuple
 
 from ocis2i import tar
 from ocis2i.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
+from ocis2i.lazy_dataclass import dataclass
 
 State = Literal["added", "changed", "removed"]
 STATES: tuple[State, ...] = ("added", "changed", "removed")

@@ -29,10 +29,11 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ocis2i.container_options import HostEntry
 from ocis2i.errors import UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.runner import BindMount, Network
 from ocis2i.s2i import DEFAULT_DESTINATION, IMAGE_METADATA_PATH, Start, parse_user

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from ocis2i.isolation.ladder import Caller, Choice, Finding, Need, Refused, Step
 from ocis2i.isolation.place import find_place, status_fields
 from ocis2i.isolation.probes import NAMESPACES, Probes
 from ocis2i.isolation.sentences import Place, refusal
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import human_size
 from ocis2i.proc import find_program, run
 from ocis2i.reference import Reference

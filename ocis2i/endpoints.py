@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Reference
 
 

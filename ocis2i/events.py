@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, NamedTuple
+
+from ocis2i.lazy_dataclass import dataclass
 
 # What a pipe holds (pipe(7)), and as much that its reader has taken out at once.
 PIPE_BYTES = 128 << 10

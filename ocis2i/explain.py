@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ocis2i.errors import UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.parameters import Declaration, Parameter, Texts, in_language
 from ocis2i.s2i import (

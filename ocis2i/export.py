@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.container import needs_shell
@@ -38,6 +37,7 @@ from ocis2i.fs import explain, remove_tree
 from ocis2i.images import Layers, Obtained, Places, PullPolicy, blamed_on, obtain
 from ocis2i.injections import InjectedFile, read_injections
 from ocis2i.inputs import check_users, contract_of
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.mappings import PathPair
 from ocis2i.parameters import Applied
 from ocis2i.reference import Location, PathLocation, StoredLocation

@@ -10,7 +10,6 @@ import posixpath
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.container import (
@@ -24,6 +23,7 @@ from ocis2i.container import (
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.events import Notice, Report, stage
 from ocis2i.images import Layers, Obtained, Places, blamed_on, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted, plural
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.mappings import PathPair, check_artifact, parse_input_files

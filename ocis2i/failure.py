@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
+
+from ocis2i.lazy_dataclass import dataclass
 
 # What a screen shows of a line; the document has it whole.
 _LONGEST_LINE = 400

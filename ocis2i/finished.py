@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ocis2i.fs import locked, write_atomic
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Digest
 from ocis2i.store import Store
 

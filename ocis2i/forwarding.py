@@ -7,10 +7,10 @@ whatever follows it cannot become a second request, which a proxy behind us woul
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from ocis2i.allowed_hosts import is_port, parse_address
 from ocis2i.container_options import is_host_name
+from ocis2i.lazy_dataclass import dataclass
 
 # More than a header with a large cookie and token has; Apache takes 8 KiB a line.
 HEAD_LIMIT = 32 << 10

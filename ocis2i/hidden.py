@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -21,6 +20,7 @@ from ocis2i.events import (
 )
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.streams import LONGEST_LINE
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.leaks import Finder, leak_error
 from ocis2i.runner import BindMount
 from ocis2i.settings import Settings

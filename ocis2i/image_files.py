@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from ocis2i import tar
@@ -18,6 +18,7 @@ from ocis2i.decompression import open_decompressed
 from ocis2i.errors import ImageError, PolicyError
 from ocis2i.images import Obtained, PassingBlobs, Places
 from ocis2i.layers import OPAQUE_MARKER, WHITEOUT_PREFIX
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Layer
 
 CONTENT_LIMIT = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from functools import partial
 
@@ -14,6 +14,7 @@ from ocis2i.blob_stream import BlobStream
 from ocis2i.blobs import ImageSource, VerifiedReader, read_document
 from ocis2i.errors import ImageError, RegistryError, UsageError
 from ocis2i.events import Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     Descriptor,
     Image,

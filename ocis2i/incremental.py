@@ -14,7 +14,7 @@ import posixpath
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +25,7 @@ from ocis2i.errors import Interrupted, Ocis2iError
 from ocis2i.events import Notice, ScriptOutput, stage
 from ocis2i.hidden import Hidden
 from ocis2i.images import Obtained, PullPolicy, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.leaks import LEAK_LIMIT, leak_error
 from ocis2i.limits import counted, plural
 from ocis2i.outputs import Delivered

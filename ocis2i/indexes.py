@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ocis2i.errors import ImageError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     DOCKER_CONFIG,
     OCI_CONFIG,

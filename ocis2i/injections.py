@@ -17,11 +17,12 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ocis2i.agent.inject import FILE_LIMIT, SIZE_LIMIT
 from ocis2i.errors import UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.mappings import PathPair
 from ocis2i.s2i import IMAGE_METADATA_PATH, absolute_path
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE, Filter, compile_exclude

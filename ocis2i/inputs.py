@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.events import Notice, Report, stage
 from ocis2i.hidden import Hidden, hide
 from ocis2i.images import Layers, Obtained, blamed_on, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.s2i import (
     PARAMETERS_LABEL,
     REQUIRED_SCRIPTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ocis2i.blobs import ImageSource, read_document
 from ocis2i.errors import ImageError, UsageError
@@ -17,6 +17,7 @@ from ocis2i.images import (
     meant,
 )
 from ocis2i.indexes import Member, check_platforms, encode_index, member_of
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Descriptor, Index, Manifest
 from ocis2i.publish import Sendable, send
 from ocis2i.reference import (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ocis2i.isolation.agent import Agent, agent
 from ocis2i.isolation.console import is_terminal, size
 from ocis2i.isolation.network import connected
 from ocis2i.kept_document import VERSION, faults
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Json, encode_json, json_object
 from ocis2i.records import KEPT
 from ocis2i.rootfs import Rootfs

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from ocis2i.credential_helpers import Helper
 from ocis2i.credentials import PASSWORD_FILE, Credentials, Given, given_for
 from ocis2i.errors import RegistryError, UsageError
 from ocis2i.events import Notice, Report, silent
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.net import redacted
 from ocis2i.reference import DEFAULT_REGISTRY, HUB_NAMES, Reference
 from ocis2i.registries import AUTH_FILES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from ocis2i.container import (
@@ -18,6 +18,7 @@ from ocis2i.container import (
 from ocis2i.errors import ScriptError, UsageError
 from ocis2i.images import Obtained, Places
 from ocis2i.isolation.in_place import InPlace
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import Limits
 from ocis2i.rootfs import Rootfs, prepare
 from ocis2i.runner import BindMount, Hardening, RunResult, RunSpec, Stdio

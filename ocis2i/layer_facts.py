@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from ocis2i import tar
@@ -35,6 +34,7 @@ from ocis2i.differences import (
 from ocis2i.errors import ImageError, Ocis2iError, PolicyError
 from ocis2i.images import PassingBlobs, Places, inspect
 from ocis2i.layers import WHITEOUT_PREFIX
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Image, Layer, decode_image
 from ocis2i.reference import (
     Digest,

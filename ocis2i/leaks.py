@@ -15,12 +15,12 @@ import base64
 import json
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, quote_plus
 
 from ocis2i.blobs import Readable
 from ocis2i.errors import PolicyError, shown
+from ocis2i.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:  # few builds have one
     from ocis2i.confidential import Secret

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ocis2i.errors import PolicyError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 # More than any build has at once, and few enough that a fork bomb is seen before it hurts: the
 # host's own limit is that of the whole machine.

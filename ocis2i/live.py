@@ -13,7 +13,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple, TextIO
 
 from ocis2i.events import (
@@ -28,6 +28,7 @@ from ocis2i.events import (
     StageStarted,
     Transfer,
 )
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted, human_size
 from ocis2i.report import STAGE_WORDS, printable
 

@@ -9,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ocis2i.keychain import (
     runtime_file,
     server_name,
 )
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import DEFAULT_REGISTRY
 from ocis2i.registries import AUTH_FILES
 

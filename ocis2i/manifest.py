@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ocis2i.errors import ImageError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Digest, Platform
 
 Json = dict[str, Any]

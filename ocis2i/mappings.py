@@ -7,9 +7,9 @@ The syntax is that of source-to-image's `VolumeList` (`pkg/api/types.go`), used 
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
 
 from ocis2i.errors import UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 
 # source-to-image, `pkg/api/types.go`, `invalidFilenameCharacters`
 FORBIDDEN = frozenset("`;*?\"<>|%#$!+{}&[],'")

@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 from ocis2i.allowed_hosts import HostName, Range, Rule, parse_address
 from ocis2i.confidential import Secret, credentials_in, secrets_of_file, secrets_of_variable
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.net import is_web_url, origin
 
 MIRRORS_DIRECTORY = "/run/ocis2i"

@@ -7,9 +7,9 @@ it: the kind of an artifact is its `artifactType`, or else the media type of its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from ocis2i.errors import ImageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     DOCKER_CONFIG,
     OCI_CONFIG,

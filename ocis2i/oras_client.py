@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from requests.structures import CaseInsensitiveDict
 
 from ocis2i.auth import printable
 from ocis2i.errors import RegistryError, SourceError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import OCI_MANIFEST, Descriptor, Json, encode_json
 from ocis2i.oci_artifacts import EMPTY, EMPTY_CONFIG, EMPTY_TYPE
 from ocis2i.reference import Digest, Reference

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal, cast
 
 from ocis2i.errors import ImageError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.patterns import LONGEST_PATTERN, Pattern, PatternError
 from ocis2i.s2i import redact_url
 

@@ -10,8 +10,10 @@ a machine that backtracks can do, or what changes nothing in a match of the whol
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
+
+from ocis2i.lazy_dataclass import dataclass
 
 LONGEST_PATTERN = 256
 MOST_STATES = 2000

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ocis2i.container_config import SYSTEM_DIRECTORY, directories, read_settings
 from ocis2i.errors import PolicyError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import PathLocation, Reference
 
 _WHAT = "the signature policy"

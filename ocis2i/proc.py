@@ -7,10 +7,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i import syscalls
+from ocis2i.lazy_dataclass import dataclass
 
 OUTPUT_LIMIT = 1 << 20
 

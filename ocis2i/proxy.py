@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -32,6 +31,7 @@ from ocis2i.forwarding import (
     parse_request,
     parse_status,
 )
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.net import proxy_for, redacted, split_credentials
 from ocis2i.relay import linger, relay

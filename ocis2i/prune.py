@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ocis2i import record_files
 from ocis2i.errors import OutputError
 from ocis2i.events import Notice, Report
 from ocis2i.finished import Finished
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.records import KEPT
 from ocis2i.reference import Digest
 from ocis2i.session import dead_builds, remove_leftovers

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ocis2i.blobs import BlobSource, read_document
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.images import DEEPEST, Blobs, Obtained, PassingBlobs, Places
 from ocis2i.indexes import platform_words
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import OCI_MANIFEST, Descriptor, Encoded, Index, Manifest, encode_image
 from ocis2i.outputs import Delivered, deliver, parse_output
 from ocis2i.reference import Digest, Location, PathLocation, Reference, StoredLocation

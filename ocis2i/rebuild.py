@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
 from ocis2i.reference import PathLocation, RegistryLocation, StoredLocation, parse_location

@@ -14,12 +14,13 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ocis2i.errors import UsageError
 from ocis2i.fs import boot_id, explain, remove_tree
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Json
 from ocis2i.records import (
     EVENTS,

@@ -21,13 +21,14 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from ocis2i.command_words import without_record
 from ocis2i.errors import Ocis2iError, UsageError
 from ocis2i.fs import boot_id
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Json, json_object
 from ocis2i.reference import Reference
 

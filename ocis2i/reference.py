@@ -9,10 +9,11 @@ import hashlib
 import ipaddress
 import platform as host
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 DEFAULT_REGISTRY = "docker.io"
 HUB_API = "registry-1.docker.io"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,6 +21,7 @@ from ocis2i.container_config import (
 )
 from ocis2i.endpoints import Place
 from ocis2i.errors import PolicyError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import DEFAULT_REGISTRY, HUB_NAMES, Reference
 
 _WHAT = "the registries file"

@@ -6,7 +6,8 @@ import contextlib
 import select
 import socket
 import time
-from dataclasses import dataclass
+
+from ocis2i.lazy_dataclass import dataclass
 
 # Where nothing moves for so long nobody is there any more; a slow server is waited for.
 IDLE_SECONDS = 300.0

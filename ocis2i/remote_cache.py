@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from ocis2i.blobs import CHUNK
 from ocis2i.compression import Compression, compress
 from ocis2i.errors import ImageError, PolicyError
 from ocis2i.images import Obtained, Places
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import OCI_LAYER_ZSTD, format_time
 from ocis2i.net import RequestError
 from ocis2i.oci_artifacts import (

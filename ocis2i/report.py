@@ -6,7 +6,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -24,6 +23,7 @@ from ocis2i.events import (
     StageStarted,
     Transfer,
 )
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import format_time
 
 

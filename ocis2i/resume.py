@@ -7,12 +7,12 @@ events; so a push that broke, or a process that was killed, costs no more than w
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.blobs import read_document
 from ocis2i.errors import ImageError, UsageError
 from ocis2i.images import Blobs, Obtained, from_store
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Encoded, Json
 from ocis2i.outputs import Output, parse_output
 from ocis2i.publish import Sendable

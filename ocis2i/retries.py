@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from ocis2i.errors import RegistryError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.net import RequestError
 
 Sleep = Callable[[float], object]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.ground import Ground
 from ocis2i.isolation.oci_runtime import MOUNT_TARGETS
 from ocis2i.isolation.tried import disk_refusal
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.runner import BindMount
 from ocis2i.s2i import Identity
 from ocis2i.settings import RootfsKind

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ocis2i.errors import UsageError, shown
+from ocis2i.lazy_dataclass import dataclass
 
 VERSION = 1
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO, Literal, Protocol, TypeAlias, get_args
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import Limits
 from ocis2i.s2i import Identity
 

@@ -10,10 +10,11 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from ocis2i.errors import ImageError, PolicyError, ScriptsError, SourceError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import ImageConfig, RuntimeConfig, parse_json
 
 LABEL_NAMESPACE = "io.openshift.s2i."
@@ -308,6 +309,9 @@ class Start:
         return labels
 
 
+_AS_CMD = Start()
+
+
 def parse_start(where: str | None, arguments: Sequence[str] | None) -> Start:
     """Reads `--start` and `--args`; raises `UsageError`."""
     if where not in (None, "cmd", "entrypoint"):
@@ -357,7 +361,7 @@ def result_config(
     environment: Sequence[str],
     labels: Mapping[str, str],
     keep_entrypoint: bool = False,
-    start: Start = Start(),
+    start: Start = _AS_CMD,
 ) -> RuntimeConfig:
     """How a container of the result starts: `Cmd` is the run script alone, no `Entrypoint`.
 

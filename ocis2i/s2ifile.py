@@ -15,12 +15,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 from ocis2i.errors import ImageError, UsageError, shown
 from ocis2i.fs import explain, write_atomic
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import parse_json
 from ocis2i.rebuild import lost_secret
 from ocis2i.s2i import redact_url

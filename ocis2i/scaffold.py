@@ -11,13 +11,13 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ocis2i.errors import UsageError
 from ocis2i.fs import explain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Reference
 
 # What stands in the templates for the name of the builder image. A name has no character that

@@ -8,8 +8,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.rules import RULES, Finding, suppressed
 from ocis2i.s2i import SCRIPT_NAMES
 from ocis2i.shell import Command, Script, ShellError, parse

@@ -14,13 +14,14 @@ import stat
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, assert_never
 
 from ocis2i.errors import ScriptsError, SourceError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.net import is_web_url, redacted
 from ocis2i.s2i import (

@@ -18,9 +18,9 @@ import errno
 import functools
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.syscall_numbers import NUMBERS
 
 # include/uapi/linux/audit.h, and what libseccomp calls the same.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -26,6 +25,7 @@ from ocis2i.isolation.place import find_place
 from ocis2i.isolation.programs import OciProgram
 from ocis2i.isolation.sentences import Refusal, refusal
 from ocis2i.isolation.tried import Tried
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.proc import find_program
 from ocis2i.records import KEPT
 from ocis2i.rootfs import choose_kind

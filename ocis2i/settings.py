@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from ocis2i import variables
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 # What scripts see and change: overlayfs over the unpacked layers, or a copy of them.
 RootfsKind: TypeAlias = Literal["overlay", "copy"]

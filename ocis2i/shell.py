@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from ocis2i.lazy_dataclass import dataclass
 
 MOST_COMMANDS = 20_000
 _DEEPEST = 40

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from ocis2i.allowed_hosts import AllowList
 from ocis2i.compression import Compression
 from ocis2i.container_options import HostEntry
 from ocis2i.images import PullPolicy
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import Limits
 from ocis2i.mappings import PathPair
 from ocis2i.outputs import Output

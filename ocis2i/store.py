@@ -25,7 +25,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,7 @@ from typing import BinaryIO
 from ocis2i.blobs import CHUNK, BlobSource, VerifiedReader, read_document
 from ocis2i.errors import ImageError, Ocis2iError, OutputError
 from ocis2i.fs import Lock, explain, is_full, locked, sync_directory, write_atomic
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ocis2i.events import Report
 from ocis2i.images import Places
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.settings import Settings
 from ocis2i.store import Store
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ocis2i.errors import PolicyError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import RuntimeConfig
 from ocis2i.s2i import ASSEMBLE_RUNTIME_USER_LABEL, ASSEMBLE_USER_LABEL, ID_LIMIT
 

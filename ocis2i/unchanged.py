@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path, PurePath
@@ -31,6 +31,7 @@ from ocis2i.images import Layers, Obtained, PullPolicy, meant, obtain
 from ocis2i.inputs import Inputs
 from ocis2i.isolation.agent import wanted_ids
 from ocis2i.isolation.ground import Ids
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Descriptor, Encoded, Image, Manifest, decode_image
 from ocis2i.proc import find_program
 from ocis2i.reference import Digest, Platform

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from ocis2i.errors import SourceError, UsageError, shown
 from ocis2i.events import Report, stage
 from ocis2i.fs import remove_tree
 from ocis2i.images import Places
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import OCI_LAYER_GZIP, Descriptor, format_time
 from ocis2i.oci_artifacts import (
     CONTENT_DIGEST,

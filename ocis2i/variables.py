@@ -7,10 +7,10 @@ is read and is not in it. An empty variable counts as one that is not set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 Kind: TypeAlias = Literal["text", "path", "switch", "number", "duration", "choice"]
 

@@ -11,11 +11,12 @@ import codecs
 import hashlib
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from ocis2i.errors import PolicyError, RegistryError, SourceError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.net import (
     Http,
     Request,

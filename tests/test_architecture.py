@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ocis2i"
 
 # A module may import only modules that stand before it. This is also the reading order.
 ORDER = """
+lazy_dataclass
 failure errors variables reference manifest indexes oci_artifacts s2i patterns parameters shell
 mappings confidential settings events limits
 runner elf causes uids credentials
@@ -33,7 +34,7 @@ completion commands cli __main__
 """.split()
 
 # The agent runs as root in its namespace: small, quick to start, easy to audit.
-AGENT_MAY_IMPORT = {"agent", "syscalls", "tar", "layers"}
+AGENT_MAY_IMPORT = {"lazy_dataclass", "agent", "syscalls", "tar", "layers"}
 
 # Modules of the outside world, and the only places that may import them.
 ONLY_IN = {

@@ -1,6 +1,5 @@
 """The flags of build, and those that rebuild has, too."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ from ocis2i.commands.flags import (
 )
 from ocis2i.commands.record_flags import RecordFlags
 from ocis2i.commands.source_flags import SourceFlags
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.s2i import DEFAULT_IMAGE_SCRIPTS_URL
 
 _POLICIES = "always, never or if-not-present."

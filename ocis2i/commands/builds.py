@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from ocis2i.commands.flags import JsonFlags, StoreFlags, option
 from ocis2i.commands.state import ReaderGoneError, State, print_json
 from ocis2i.errors import Interrupted, Ocis2iError, OutputError, PolicyError, UsageError
 from ocis2i.following import POLL_SECONDS, follow
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import parse_duration
 from ocis2i.records import DIED_CODE, Record, check_own
 from ocis2i.report import columns_of, printable, table

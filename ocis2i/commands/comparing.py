@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -29,6 +28,7 @@ from ocis2i.differences import State as ChangeState
 from ocis2i.documents import difference_document
 from ocis2i.errors import PolicyError, UsageError, shown
 from ocis2i.layer_facts import ImageDifference, image_difference
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted, human_size, parse_size
 from ocis2i.reference import parse_location
 from ocis2i.report import printable, table

@@ -1,11 +1,11 @@
 """The flags of all verbs that run a container."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from ocis2i.commands.flags import RootfsFlags, StoreFlags, option
 from ocis2i.container_options import parse_security_options
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import (
     DEFAULT_TASKS,
     Limits,

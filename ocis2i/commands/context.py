@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ocis2i.commands.state import ReaderGoneError, State
 from ocis2i.credentials import Given
 from ocis2i.errors import UsageError
 from ocis2i.images import Places
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.outputs.files import ResultFile
 from ocis2i.policy import Policy
 from ocis2i.registries import Registries

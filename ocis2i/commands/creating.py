@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from ocis2i.commands.flags import DockerFlags
 from ocis2i.commands.state import State
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.scaffold import create
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from ocis2i.commands.state import State, print_json
 from ocis2i.doctor import Report, examine, registry_reference
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.ladder import Choice, Refused, Step, Wish
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.report import Lines, printable
 from ocis2i.settings import Settings
 

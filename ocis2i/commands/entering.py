@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from ocis2i.commands.context import context
 from ocis2i.commands.flags import TalkFlags
 from ocis2i.errors import UsageError
 from ocis2i.kept import Kept, enter, load
+from ocis2i.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from ocis2i.declared import label_declaration
 from ocis2i.explain import Explanation, choose_language, document, render
 from ocis2i.image_files import read_tree
 from ocis2i.images import Layers, Obtained, PullPolicy, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.parameters import Declaration, parse_declaration
 from ocis2i.reference import parse_location
 from ocis2i.s2i import (

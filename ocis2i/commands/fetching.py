@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from ocis2i.documents import VERSION
 from ocis2i.events import stage
 from ocis2i.fs import remove_tree
 from ocis2i.images import Layers, PullPolicy, blamed_on, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.outputs.files import writing_to
 from ocis2i.prepare_source import prepare_source
 from ocis2i.reference import parse_location

@@ -6,7 +6,6 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast, get_args, get_type_hints
 
 import typer
@@ -15,6 +14,7 @@ import typer.main
 from ocis2i.commands.signals import signals_raise
 from ocis2i.commands.words import Command
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Platform
 from ocis2i.settings import UploadMode
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from ocis2i.commands.exporting import write_dockerfile
 from ocis2i.commands.flags import DockerFlags, PlatformFlags, PullFlags, TalkFlags, option
 from ocis2i.export import ExportSpec
 from ocis2i.images import PullPolicy
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Platform, parse_location
 from ocis2i.s2i import parse_variable, user_flag
 from ocis2i.sources import DirSource

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +31,7 @@ from ocis2i.images import (
     obtain,
     pull_everything,
 )
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import human_size
 from ocis2i.manifest import Index
 from ocis2i.outputs import Delivered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -22,6 +21,7 @@ from ocis2i.errors import UsageError
 from ocis2i.events import stage
 from ocis2i.indexes import parse_annotations
 from ocis2i.joins import join
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import parse_location, parse_registry_name
 
 

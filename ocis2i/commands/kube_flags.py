@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_type_hints
 
@@ -18,6 +17,7 @@ from ocis2i.errors import UsageError
 from ocis2i.kube.hidden import names_in_secret
 from ocis2i.kube.names import check_name, label_name
 from ocis2i.kube.plan import Level, Order, Pod
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import parse_duration, parse_size
 from ocis2i.reference import Reference, RegistryLocation, parse_location
 from ocis2i.s2i import parse_variable, parse_variable_file

@@ -6,7 +6,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from ocis2i.commands.state import State, print_json
 from ocis2i.errors import PolicyError, ScriptsError, SourceError, shown
 from ocis2i.image_files import read_tree
 from ocis2i.images import Layers, PullPolicy, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import parse_location
 from ocis2i.rules import Finding, document, parse_codes
 from ocis2i.s2i import PARAMETERS_FILE, SCRIPT_NAMES, read_contract

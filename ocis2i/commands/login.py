@@ -6,7 +6,6 @@ import getpass
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from ocis2i.credentials import Credentials, decode_password, registry_key
 from ocis2i.errors import RegistryError, UsageError
 from ocis2i.events import Notice
 from ocis2i.keychain import Keychain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.login import LoginPlace, login_file
 from ocis2i.reference import Reference
 from ocis2i.registries import Registries

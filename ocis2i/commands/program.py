@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from ocis2i.commands.flags import JsonFlags, StoreFlags
 from ocis2i.commands.state import print_json
 from ocis2i.completion import completion_script
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from ocis2i.commands.context import context
 from ocis2i.commands.flags import JsonFlags, option
 from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted, human_size, parse_duration
 from ocis2i.prune import OldRecords, prune
 

@@ -1,6 +1,6 @@
 """The verb that makes an image again: rebuild."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -12,6 +12,7 @@ from ocis2i.commands.build_work import run_build
 from ocis2i.commands.context import Context, context
 from ocis2i.errors import UsageError
 from ocis2i.images import Layers, PullPolicy, obtain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.rebuild import Rebuild, plan_rebuild, refuse_local_places
 from ocis2i.reference import Location, RegistryLocation, parse_location
 from ocis2i.s2i import Start, parse_start

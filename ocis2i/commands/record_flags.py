@@ -1,9 +1,9 @@
 """The flags of who wants to watch a build: where its record lies, and its events as they come."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from ocis2i.commands.flags import StoreFlags, option
+from ocis2i.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

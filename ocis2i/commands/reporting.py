@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
 from ocis2i.errors import Ocis2iError, UsageError
 from ocis2i.layer_facts import image_difference, unheld_changes
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.outputs.files import ResultFile
 from ocis2i.records import find, newest
 from ocis2i.reference import Digest, StoredLocation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ from ocis2i.documents import resumed_document
 from ocis2i.events import Event, OutputWritten
 from ocis2i.images import Obtained
 from ocis2i.journal import Journal
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.outputs.files import ResultFile
 from ocis2i.record_files import reopen
 from ocis2i.records import Record, check_own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from ocis2i.commands.context import context
 from ocis2i.commands.flags import CredentialFlags, PlatformFlags, PullFlags, option
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import LaunchSpec, launch
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import parse_location
 from ocis2i.runner import Stdio
 from ocis2i.s2i import absolute_flag, parse_variable, user_flag

@@ -1,10 +1,10 @@
 """The flags of verbs that take a source."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from ocis2i.commands.flags import StoreFlags, option
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.sources import DEFAULT_EXCLUDE, Source, parse_source
 
 

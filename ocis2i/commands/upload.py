@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from ocis2i.commands.state import print_json
 from ocis2i.documents import VERSION
 from ocis2i.errors import SourceError, UsageError
 from ocis2i.events import stage
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import human_size
 from ocis2i.manifest import Descriptor
 from ocis2i.oci_artifacts import SOURCE_TYPE, TITLE, referrer_type

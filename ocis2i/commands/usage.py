@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -23,6 +22,7 @@ from ocis2i.commands.state import State
 from ocis2i.commands.web import web
 from ocis2i.images import PullPolicy, obtain
 from ocis2i.launch import show_usage as launch_usage
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import Platform, parse_location
 from ocis2i.report import tell
 from ocis2i.s2i import absolute_flag, parse_variable

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ocis2i.callback import notify
 from ocis2i.commands.connection import tls_settings
 from ocis2i.commands.context import Context
 from ocis2i.download import ScriptDownloads
 from ocis2i.events import Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.net import Http
 from ocis2i.scripts import Download
 

@@ -7,12 +7,12 @@ images write), and `=` between a short flag and its value is no part of the valu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 # Go's strconv.ParseBool
 _VALUES = {

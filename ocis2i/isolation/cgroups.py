@@ -16,11 +16,12 @@ import os
 import select
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 from ocis2i.errors import IsolationError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import TASKS_BESIDE, Kind, Limits
 
 _PERIOD_MICROSECONDS = 100_000

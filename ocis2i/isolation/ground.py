@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocis2i.errors import IsolationError
+from ocis2i.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:  # takes long to load, and the agent is started first
     from ocis2i.runner import RunSpec

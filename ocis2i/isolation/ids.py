@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.errors import IsolationError
 from ocis2i.isolation.place import find_place
 from ocis2i.isolation.sentences import Place, Refusal, refusal
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.proc import find_program
 
 MAPPED_IDS = 65536

@@ -7,12 +7,12 @@ answers with what it just started, `ocis2i doctor` with what it has tried.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ocis2i.errors import IsolationError, UsageError
 from ocis2i.isolation.ground import Ids
 from ocis2i.isolation.sentences import HOST, Place, Refusal, WayOut, refusal
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.settings import ISOLATIONS, RootfsKind
 
 Strength: TypeAlias = Literal["isolated", "weak", "none"]

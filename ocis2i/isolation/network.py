@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from ocis2i.errors import IsolationError
 from ocis2i.events import NetworkEnded, Notice, Report
 from ocis2i.isolation.agent import Agent
 from ocis2i.isolation.programs import PROGRAM_PATH
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.proc import find_program
 from ocis2i.runner import Network
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ocis2i.isolation.sentences import (
     refusal,
 )
 from ocis2i.isolation.smallest import smallest_program
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.proc import find_program, run
 
 NAMESPACES = ("user", "mount", "pid", "ipc", "uts", "cgroup", "net")

@@ -7,10 +7,11 @@ a pod it is a line of its manifest, in a container a flag of the command that st
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias
 
 from ocis2i.errors import IsolationError
+from ocis2i.lazy_dataclass import dataclass
 
 PlaceKind: TypeAlias = Literal["host", "container", "pod", "openshift"]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from ocis2i.errors import IsolationError, Ocis2iError, UsageError
 from ocis2i.kube.outcome import entries
 from ocis2i.kube.text import EXTRA
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import json_object
 
 CONNECT_SECONDS = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ocis2i.events import Notice, Report, ScriptOutput
@@ -23,6 +23,7 @@ from ocis2i.kube.outcome import (
     trouble_of_events,
     trouble_of_job,
 )
+from ocis2i.lazy_dataclass import dataclass
 
 Json = dict[str, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import json_object
 
 Json = Mapping[str, Any]

@@ -10,10 +10,10 @@ They share the directory `WORK` and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 Level = Literal["restricted", "baseline", "user-namespace"]
 Kind = Literal["tool", "fetch", "build", "push"]

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
 from ocis2i import __version__
 from ocis2i.certificates import TlsSettings
 from ocis2i.errors import RegistryError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.reference import is_loopback
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 from ocis2i.blobs import BlobSource
 from ocis2i.errors import UsageError
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Encoded, Image
 from ocis2i.outputs.archive import write_archive
 from ocis2i.outputs.layout import write_layout

@@ -12,7 +12,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -23,6 +23,7 @@ from ocis2i.errors import ImageError, PolicyError, RegistryError, UsageError
 from ocis2i.events import Event, Notice, Report, Transfer, silent
 from ocis2i.growing import Growing
 from ocis2i.keychain import Keychain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import (
     DOCUMENT_LIMIT,
     INDEX_TYPES,

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -23,6 +23,7 @@ from ocis2i.endpoints import Place
 from ocis2i.errors import RegistryError
 from ocis2i.events import Notice, Report
 from ocis2i.keychain import Keychain
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import DOCUMENT_LIMIT
 from ocis2i.net import (
     Http,

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Literal
 from urllib.parse import quote, urlsplit
@@ -18,6 +18,7 @@ from ocis2i.blobs import Readable
 from ocis2i.endpoints import Place
 from ocis2i.errors import ImageError, RegistryError
 from ocis2i.growing import Growing
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.manifest import Descriptor
 from ocis2i.net import (
     BLOCK,

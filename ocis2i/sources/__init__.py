@@ -10,7 +10,7 @@ import posixpath
 import re
 import stat
 import urllib.parse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast, get_args
 
@@ -19,6 +19,7 @@ from ocis2i.errors import SourceError, UsageError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
 from ocis2i.images import Places
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.oci_artifacts import SCHEME as ARTIFACT_SCHEME
 from ocis2i.reference import Reference, RegistryLocation, short_name
 from ocis2i.s2i import SourceInfo as SourceInfo

@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -23,6 +22,7 @@ from ocis2i.blobs import CHUNK
 from ocis2i.compression import Compression, detect
 from ocis2i.errors import ImageError, SourceError, shown
 from ocis2i.events import Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.s2i import SourceInfo
 from ocis2i.settings import Settings
 from ocis2i.sources.ignore import DEFAULT_EXCLUDE

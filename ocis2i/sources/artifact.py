@@ -10,13 +10,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ocis2i.errors import ImageError, SourceError, shown
 from ocis2i.events import Report
 from ocis2i.images import Places, meant
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.oci_artifacts import (
     REVISION,
     SCHEME,

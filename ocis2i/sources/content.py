@@ -16,12 +16,13 @@ import stat
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import NamedTuple
 
 from ocis2i.errors import SourceError
 from ocis2i.events import silent
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.sources.ignore import Filter
 from ocis2i.sources.local import (
     DEPTH_LIMIT,

@@ -14,12 +14,13 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ocis2i import proc
 from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings

@@ -9,9 +9,10 @@ from __future__ import annotations
 import posixpath
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ocis2i.errors import SourceError, UsageError
+from ocis2i.lazy_dataclass import dataclass
 
 IGNORE_FILE = ".s2iignore"
 DEFAULT_EXCLUDE = r"(^|/)\.git(/|$)"

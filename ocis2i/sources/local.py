@@ -12,13 +12,14 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ocis2i.errors import SourceError, shown
 from ocis2i.events import Notice, Report
 from ocis2i.fs import is_full
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.limits import counted
 from ocis2i.s2i import SCRIPT_NAMES, SOURCE_SCRIPT_DIRECTORIES, SourceInfo
 from ocis2i.settings import DEFAULT_LAYER_LIMIT

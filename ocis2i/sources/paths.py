@@ -9,10 +9,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ocis2i.errors import SourceError, shown
+from ocis2i.lazy_dataclass import dataclass
 
 LINK_LIMIT = 40  # as many as the kernel follows (path_resolution(7))
 

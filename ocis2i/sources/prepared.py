@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ocis2i.errors import OutputError, SourceError, UsageError, shown
 from ocis2i.events import Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.s2i import SourceInfo
 from ocis2i.sources.local import CopyOrder, Fetched, copy_tree
 

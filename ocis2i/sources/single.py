@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -30,6 +30,7 @@ from ocis2i.binaries import (
 from ocis2i.blobs import CHUNK
 from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.events import Notice, Report
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.s2i import SourceInfo, redact_url
 from ocis2i.settings import Settings
 from ocis2i.sources.archive import (

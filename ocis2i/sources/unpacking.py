@@ -12,11 +12,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from ocis2i.errors import PolicyError, SourceError, shown
 from ocis2i.fs import is_full
+from ocis2i.lazy_dataclass import dataclass
 from ocis2i.sources.local import DEPTH_LIMIT, DirectoryFacts
 
 ENTRY_LIMIT = 1_000_000
