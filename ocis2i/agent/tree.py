@@ -65,7 +65,7 @@ def remove_tree(parent_fd: int, name: bytes | str, *, by_two: bool = False) -> N
     """Removes whatever `name` is, whatever its mode. A name that is not there is no error.
 
     Iterative: a tree may be deeper than Python's stack and its path longer than PATH_MAX. Many
-    directories are removed `by_two` processes, which takes half of the time.
+    directories are removed `by_two` processes.
     """
     try:
         is_directory = _unlink(parent_fd, name)
@@ -75,28 +75,25 @@ def remove_tree(parent_fd: int, name: bytes | str, *, by_two: bool = False) -> N
         return
     top = _open_to_empty(parent_fd, name)
     try:
-        helped = True
         # Another time for what a helper left, which failed: what was wrong is said here.
-        while helped and (pending := [entry for entry in os.listdir(top) if _unlink(top, entry)]):
-            helped = _flatten(top, pending, by_two=by_two)
+        while pending := [entry for entry in os.listdir(top) if _unlink(top, entry)]:
+            _flatten(top, pending, by_two=by_two)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=parent_fd)
 
 
-def _flatten(top: int, pending: list[str], *, by_two: bool) -> bool:
-    """Removes the directories `pending` of `top`; whether there was help, which may have failed.
+def _flatten(top: int, pending: list[str], *, by_two: bool) -> None:
+    """Removes the directories `pending` of `top`, with help that may fail.
 
     Every directory found is moved up beside the top one, so that no more than three descriptors
     are open at any depth.
     """
     taken = frozenset(pending)
     serial = helper = 0
-    helped = False
     try:
         while pending:
             if by_two and len(pending) >= _MANY and not _lives(helper):
-                helped = True
                 half = pending[::2]
                 if helper := _fork(top, half):
                     del pending[::2]
@@ -118,7 +115,6 @@ def _flatten(top: int, pending: list[str], *, by_two: bool) -> bool:
         if helper:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(helper, 0)
-    return helped
 
 
 def _fork(top: int, pending: list[str]) -> int:
