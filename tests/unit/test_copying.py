@@ -54,6 +54,23 @@ def copy_all(source: Path, target: Path, copier: Copier) -> None:
                 copier.copy(file.fileno(), into, path.name, 0o640, path.name)
 
 
+@contextmanager
+def f5_begun(source: Path, target: Path) -> Iterator[None]:
+    """The largest file is on its way; at the end the copier waits for it."""
+    with (
+        directory(target) as into,
+        (source / "f5").open("rb") as file,
+        Copier(failure) as copier,
+    ):
+        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+        yield
+
+
+def copiers() -> list[str]:
+    """The threads of a copier; a test server that just ended may have left others."""
+    return [one.name for one in threading.enumerate() if one.name == "copier"]
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -89,7 +106,7 @@ def test_one_that_cannot_be_read_is_named(
         Copier(failure) as copier,
     ):
         copy_all(source, tmp_path / "target", copier)
-    assert threading.active_count() == 1
+    assert not copiers()
     assert open_files() == before
 
 
@@ -102,11 +119,9 @@ def test_what_was_begun_last_is_told_at_the_end(
     monkeypatch.setattr(copying, "_copy_block", block)
     with (
         pytest.raises(FailureError, match=r"^f5: the disk is broken$"),
-        directory(tmp_path / "target") as into,
-        (source / "f5").open("rb") as file,
-        Copier(failure) as copier,
+        f5_begun(source, tmp_path / "target"),
     ):
-        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+        pass
 
 
 def test_an_interruption_ends_what_is_on_its_way(
@@ -122,14 +137,12 @@ def test_an_interruption_ends_what_is_on_its_way(
     monkeypatch.setattr(copying, "_copy_block", block)
     with (
         pytest.raises(KeyboardInterrupt),
-        directory(tmp_path / "target") as into,
-        (source / "f5").open("rb") as file,
-        Copier(failure) as copier,
+        f5_begun(source, tmp_path / "target"),
     ):
-        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
         assert begun.wait(10)
+        assert copiers()
         raise KeyboardInterrupt
-    assert threading.active_count() == 1
+    assert not copiers()
     assert len(blocks) < 5 * MIB
 
 
@@ -157,11 +170,9 @@ def test_whatever_ends_the_other_thread_no_half_file_passes_for_a_whole_one(
     monkeypatch.setattr(copying, "_copy_block", block)
     with (
         pytest.raises(MemoryError),
-        directory(tmp_path / "target") as into,
-        (source / "f5").open("rb") as file,
-        Copier(failure) as copier,
+        f5_begun(source, tmp_path / "target"),
     ):
-        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+        pass
 
 
 def test_an_interruption_while_the_end_is_waited_for_ends_the_rest(
@@ -180,11 +191,9 @@ def test_an_interruption_while_the_end_is_waited_for_ends_the_rest(
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     with (
         pytest.raises(KeyboardInterrupt),
-        directory(tmp_path / "target") as into,
-        (source / "f5").open("rb") as file,
-        Copier(failure) as copier,
+        f5_begun(source, tmp_path / "target"),
     ):
-        copier.copy(file.fileno(), into, "f5", 0o600, "f5")
+        pass
     join(threads[0], 10)
     assert not threads[0].is_alive()
 
