@@ -4,7 +4,9 @@ A job is what a user waits for, from a source directory to the image in a regist
 unless its line says otherwise. *seconds* and *cpu s* are medians of all rounds, *times* compares
 with ocis2i, *memory* is the peak of all processes of the tool together. `hand` is buildah by its
 single commands (benchmarks/buildah_hand), `direct` the same with a commit straight to the registry.
-`tar+gzip` and `tar+pigz` only pack the source. Not for root. docs/speed.md explains the results.
+`tar+gzip` and `tar+pigz` only pack the source; `alone` are the requests of a push, from a process
+that runs already, so no memory or processor time is told. `push-far` is `push-small` with a
+registry whose answers take 40 ms each. Not for root. docs/speed.md explains the results.
 """
 
 from __future__ import annotations
@@ -24,14 +26,20 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tests.bare_push import push_alone
 from tests.fakes.docker_registry import docker_registry
-from tests.fakes.images import Layer, busybox_builder, fixture_image
+from tests.fakes.fault_proxy import FaultProxy
+from tests.fakes.images import Layer, LayoutImage, busybox_builder, fixture_image
 from tests.fakes.program import ARGV, PROJECT
 from tests.meter import Measured, measure, own_environment
 
 ROUNDS = 3
 # What the largest job may need: three rounds of three tools with 1 GiB each.
 ROOM_BYTES = 16 << 30
+# How long each answer of a registry far away takes.
+FAR_SECONDS = 0.04
+# The name, in the store, of what is pushed.
+RESULT = "result:1"
 _MIB = 1 << 20
 _WORDS = "the quick brown fox jumps over a lazy dog and reads what it has written there ".split()
 
@@ -91,6 +99,11 @@ class Bench:
     def builder(self) -> Path:
         """The layout of the builder."""
         return self.directory / "builder"
+
+    @property
+    def result(self) -> Path:
+        """The layout of what is pushed."""
+        return self.directory / "result"
 
     @property
     def in_registry(self) -> str:
@@ -178,16 +191,28 @@ def cold_unpack(bench: Bench, tool: str, number: int) -> Measured:
     return measure(command, environment)
 
 
-def push_small(bench: Bench, tool: str, number: int) -> Measured:
-    """A result whose base is in the registry already, from each tool's own store."""
-    name = f"{bench.registry}/base:app"
-    target = f"{bench.registry}/base:{tool}-{number}"
+def push_small(bench: Bench, tool: str, number: int, *, host: str = "") -> Measured:
+    """A result whose base the repository has already, from each tool's own store, to `host`."""
+    repository = f"{tool}-{number}-{'far' if host else 'near'}/app"
+    base = f"docker://{bench.registry}/base:builder"
+    bench.call(bench.skopeo(base, f"docker://{bench.registry}/{repository}:base"))
+    host = host or bench.registry
     match tool:
+        case "alone":
+            return push_alone(LayoutImage(bench.result, "1"), host, repository, "1")
         case "ocis2i":
-            command = [*ARGV, "push", name, target, "--tls-verify=false", "--quiet"]
+            flags = ("--tls-verify=false", "--quiet")
+            command = [*ARGV, "push", RESULT, f"{host}/{repository}:1", *flags]
         case _:
-            command = bench.skopeo(f"oci:{bench.directory}/result:1", f"docker://{target}")
+            command = bench.skopeo(f"oci:{bench.result}:1", f"docker://{host}/{repository}:1")
     return measure(command, bench.environment())
+
+
+def push_far(bench: Bench, tool: str, number: int) -> Measured:
+    """The same, where each answer takes its time."""
+    with FaultProxy(bench.registry) as proxy:
+        proxy.delay_seconds = FAR_SECONDS
+        return push_small(bench, tool, number, host=proxy.host)
 
 
 # --- the jobs -----------------------------------------------------------------------------------
@@ -226,6 +251,7 @@ def _prepare_flask(bench: Bench) -> None:
 
 def _flask(bench: Bench, tool: str, number: int) -> Measured:
     environment = {**os.environ, **bench.environment(), "BUILDAH_HAND_PIP": "yes"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed modules are compiled
     environment |= {"HOME": os.environ.get("HOME", "/"), "BUILDAH_HAND_PYTHON": sys.executable}
     target = bench.target(tool, number)
     if tool == "ocis2i":
@@ -295,8 +321,9 @@ def _prepare_base(bench: Bench) -> None:
     busybox_builder(bench.builder, "b:1", more_layers=[large], compression="none")
     bench.call(bench.skopeo(f"oci:{bench.builder}:b:1", f"docker://{bench.registry}/base:builder"))
     name = f"{bench.registry}/base:builder"
-    flags = ["--tls-verify=false", "--quiet", "--push", "-o", f"oci:{bench.directory}/result:1"]
-    bench.call([*ARGV, "build", bench.source, name, f"{bench.registry}/base:app", *flags])
+    flags = ["--tls-verify=false", "--quiet", "-o", f"oci:{bench.result}:1"]
+    bench.call([*ARGV, "build", bench.source, name, RESULT, *flags])
+    push_small(bench, "ocis2i", 99)  # its modules are to be compiled, as those of a package are
 
 
 def _prepare_builder(bench: Bench) -> None:
@@ -320,6 +347,7 @@ def _prepare_builder(bench: Bench) -> None:
 
 _BUILDS = ("ocis2i", "hand", "direct")
 _PACKS = ("tar+gzip", "tar+pigz")
+_PUSHES = ("ocis2i", "skopeo", "alone")
 JOBS = (
     Job("trivial", _BUILDS, _prepare_trivial, build),
     Job("trivial-cold", _BUILDS, _prepare_cold, lambda *run: build(*run, cold=True)),
@@ -328,7 +356,8 @@ JOBS = (
     Job("large", (*_BUILDS, *_PACKS), _prepare_large, build),
     Job("unchanged", _BUILDS, _prepare_unchanged, _unchanged),
     Job("one-line", _BUILDS, _prepare_line, _line),
-    Job("push-small", ("ocis2i", "skopeo"), _prepare_base, push_small),
+    Job("push-small", _PUSHES, _prepare_base, push_small),
+    Job("push-far", _PUSHES, _prepare_base, push_far),
     Job("cold-builder", ("ocis2i", "buildah", "umoci"), _prepare_builder, cold_unpack),
 )
 # What a tool needs, where that is not a program of its own name.
@@ -339,6 +368,7 @@ _NEEDS = {
     "tar+gzip": ("tar", "gzip"),
     "tar+pigz": ("tar", "pigz"),
     "umoci": ("umoci", "skopeo"),
+    "alone": (),
 }
 
 
@@ -364,6 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = options.tools.split(",") if options.tools else None
     chosen = [job for job in JOBS if job.name in (options.jobs or names)]
     costs: list[Cost] = []
+    if options.directory:
+        Path(options.directory).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="speed-", dir=options.directory) as directory:
         Path(directory).chmod(0o755)
         with Kept(least_bytes=0 if options.quick else ROOM_BYTES) as kept:

@@ -458,15 +458,20 @@ class LayoutImage:
     name: str
 
     @property
-    def manifest(self) -> Json:
-        """The manifest that the name stands for; `ValueError` when there is not exactly one."""
+    def digest(self) -> str:
+        """Of the manifest that the name stands for; `ValueError` when there is not exactly one."""
         index = json.loads((self.layout / "index.json").read_bytes())
         (digest,) = (
             entry["digest"]
             for entry in index["manifests"]
             if entry.get("annotations", {}).get(REF_NAME) == self.name
         )
-        manifest: Json = json.loads(self.blob(digest).read_bytes())
+        return str(digest)
+
+    @property
+    def manifest(self) -> Json:
+        """The manifest that the name stands for."""
+        manifest: Json = json.loads(self.blob(self.digest).read_bytes())
         return manifest
 
     @property
