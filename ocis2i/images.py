@@ -37,7 +37,7 @@ from ocis2i.reference import (
 from ocis2i.registries import Registries
 from ocis2i.registry import Registry
 from ocis2i.store import Store
-from ocis2i.transfer import RegistryImage, in_parallel, is_foreign
+from ocis2i.transfer import SMALL_BYTES, RegistryImage, in_parallel, is_foreign, waiting_threads
 
 
 class PullPolicy(Enum):
@@ -340,8 +340,14 @@ def _fetch_layers(manifest: Manifest, origin: Reference, places: Places) -> None
         ]
     )
     cancel = threading.Event()
-    actions = [partial(fetch_layer, layer, origin, places, cancel) for layer in missing]
-    in_parallel(actions, places.jobs, cancel)
+    turns = threading.Semaphore(places.jobs)
+
+    def fetch(layer: Descriptor) -> None:
+        with turns if layer.size > SMALL_BYTES else nullcontext():
+            fetch_layer(layer, origin, places, cancel)
+
+    actions = [partial(fetch, layer) for layer in missing]
+    in_parallel(actions, waiting_threads(places.jobs), cancel)
 
 
 def fetch_layer(

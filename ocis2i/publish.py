@@ -25,6 +25,8 @@ class Sendable:
     layers: Sequence[Descriptor]
     blobs: BlobSource
     mount_from: tuple[Reference, ...]
+    # Of its manifest and blobs, what nobody else can have: no registry is asked for it.
+    new: frozenset[Digest] = frozenset()
 
     @classmethod
     def of(
@@ -85,7 +87,8 @@ def send(image: Sendable, names: Sequence[Reference], places: Places) -> None:
         before = names[:number]
         if name.name in {one.name for one in before}:
             # All that it refers to is there.
-            if registry.head_manifest(name, for_push=True) != image.encoded.descriptor.digest:
+            made = image.encoded.descriptor.digest
+            if made in image.new or registry.head_manifest(name, for_push=True) != made:
                 kind = image.encoded.descriptor.media_type
                 registry.put_manifest(name, image.encoded.manifest, kind)
             continue
@@ -98,6 +101,8 @@ def send(image: Sendable, names: Sequence[Reference], places: Places) -> None:
             mount_from=(*before, *image.mount_from),
             whereabouts=places.store.whereabouts,
             jobs=places.jobs,
+            # Another repository may mount them from the first one.
+            new=frozenset() if before else image.new,
         )
 
 

@@ -28,7 +28,7 @@ from ocis2i.manifest import (
 from ocis2i.outputs import Delivered, Output, deliver
 from ocis2i.publish import Sendable, send
 from ocis2i.rebuild import IMAGE_LABEL
-from ocis2i.reference import Reference
+from ocis2i.reference import Digest, Reference
 from ocis2i.rootfs import Changes, Rootfs
 from ocis2i.s2i import (
     GIVEN_PARAMETERS_LABEL,
@@ -250,8 +250,20 @@ def deliver_result(
     )
     if not spec.push or spec.name is None:
         return delivered, False
+    if spec.clamp_seconds is None:  # the time of the build is in it
+        sendable = replace(sendable, new=_new(encoded, layers[-1]))
     push_result(sendable, spec.names, tools, early)
     return delivered, True
+
+
+def _new(encoded: Encoded, layer: Descriptor) -> frozenset[Digest]:
+    """What of a new image is sent without a look whether the registry has it."""
+    from ocis2i.early_push import LEAST_BYTES  # noqa: PLC0415 - for who pushes
+
+    made = {encoded.descriptor.digest, encoded.config_descriptor.digest}
+    if layer.size < LEAST_BYTES:
+        made.add(layer.digest)
+    return frozenset(made)
 
 
 def write_output(

@@ -6,20 +6,22 @@ import io
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import BinaryIO
 
-from ocis2i.blobs import BlobSource, VerifiedReader
+from ocis2i.blobs import BlobSource, Readable, VerifiedReader
 from ocis2i.errors import RegistryError
 from ocis2i.manifest import DOCUMENT_LIMIT, Descriptor, Encoded, Index, Manifest
-from ocis2i.net import RequestError
-from ocis2i.reference import Reference
+from ocis2i.net import POOL_SIZE, RequestError
+from ocis2i.reference import Digest, Reference
 from ocis2i.registry import Registry
 from ocis2i.registry.downloads import twice
 from ocis2i.whereabouts import Whereabouts
 
 STOP_SECONDS = 2.0
+# To fetch less is to wait for an answer, as to look a blob up.
+SMALL_BYTES = 1 << 20
 
 
 class RegistryImage:
@@ -67,36 +69,47 @@ def push_image(
     mount_from: Sequence[Reference] = (),
     whereabouts: Whereabouts | None = None,
     jobs: int = 4,
+    new: Container[Digest] = (),
 ) -> None:
     """Pushes an image: what is missing of its blobs, `jobs` at a time, then the manifest.
 
-    Nothing is sent, and no blob looked up, when the tag has this very manifest already. Layers are
-    mounted from `mount_from` and where they were seen, if that is on the same registry; those
-    that may not be distributed stay where they are. Raises the first error of any blob; then, and
-    when interrupted, the others are stopped.
+    Nothing is sent, and no blob looked up, when the tag has this very manifest already. Blobs and
+    manifests that are `new`, so that nobody can have them, are not looked for. Layers are mounted
+    from `mount_from` and where they were seen, if that is on the same registry; those that may not
+    be distributed stay where they are. Raises the first error of any blob; then, and when
+    interrupted, the others are stopped.
     """
-    if registry.head_manifest(reference, for_push=True) == encoded.descriptor.digest:
+    made = encoded.descriptor.digest
+    if made not in new and registry.head_manifest(reference, for_push=True) == made:
         registry.tell_exists((*layers, encoded.config_descriptor))
         return
     cancel = threading.Event()
     wanted = {layer.digest: layer for layer in layers if not is_foreign(layer)}
+    turns = threading.Semaphore(jobs)
+
+    def bring(
+        blob: Descriptor, read: Callable[[], Readable], sources: Sequence[Reference] = ()
+    ) -> None:
+        is_new = blob.digest in new
+        registry.push_blob(
+            reference, blob, read, sources, cancel=cancel, is_new=is_new, turns=turns
+        )
 
     def send(layer: Descriptor) -> None:
         seen = whereabouts.of(layer.digest) if whereabouts else ()
         read = partial(source.open_blob, layer)
         sources = (*mount_from, *seen)
         # A source may be another registry, whose bytes are seen to be wrong only at their end.
-        twice(partial(registry.push_blob, reference, layer, read, sources, cancel=cancel))
+        twice(partial(bring, layer, read, sources))
         if whereabouts:
             whereabouts.note(layer.digest, reference)
 
     def send_config() -> None:
-        read = partial(io.BytesIO, encoded.config)
-        registry.push_blob(reference, encoded.config_descriptor, read, cancel=cancel)
+        bring(encoded.config_descriptor, partial(io.BytesIO, encoded.config))
 
     def send_all() -> None:
         sending = [partial(send, layer) for layer in wanted.values()]
-        in_parallel([*sending, send_config], jobs, cancel)
+        in_parallel([*sending, send_config], waiting_threads(jobs), cancel)
         registry.put_manifest(reference, encoded.manifest, encoded.descriptor.media_type)
 
     try:
@@ -106,12 +119,17 @@ def push_image(
         # MANIFEST_BLOB_UNKNOWN (distribution-spec, error codes), or by less.
         if error.status not in (400, 404) or not registry.forget_early(reference):
             raise
-        cancel = threading.Event()
+        cancel, turns = threading.Event(), threading.Semaphore(jobs)
         send_all()
 
 
 _Waiting = queue.SimpleQueue[Callable[[], object]]
 _Ended = queue.SimpleQueue[BaseException | None]
+
+
+def waiting_threads(jobs: int) -> int:
+    """How many threads wait for answers where `jobs` move many bytes: one where one does all."""
+    return min(2 * jobs, POOL_SIZE) if jobs > 1 else 1
 
 
 def in_parallel(

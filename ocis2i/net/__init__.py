@@ -51,6 +51,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/")
 _PROXY_SCHEMES = ("http://", "https://")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+# So many connections to a registry are kept.
+POOL_SIZE = 16
+
 # unreachable: no connection came about; broken: it ended too early; tls: no TLS on the other side;
 # alert: TLS that does not like ours
 FailureKind = Literal[

@@ -20,9 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from ocis2i.net import Body, EndlessBody, FailureKind
-
-POOL_SIZE = 16
+from ocis2i.net import POOL_SIZE, Body, EndlessBody, FailureKind
 
 # A malformed address, of a proxy too, is often a plain ValueError.
 FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)

@@ -348,17 +348,22 @@ class Registry:
         mount_from: Sequence[Reference] = (),
         *,
         cancel: threading.Event | None = None,
+        is_new: bool = False,
+        turns: threading.Semaphore | None = None,
     ) -> Pushed:
         """Sees to it that the repository of `reference` has the blob, and says how it got there.
 
         It is mounted from a repository of `mount_from` on the same registry if possible, else
-        sent. Success means that it is there. Raises `CancelledError` soon after `cancel` is set,
-        and what reading `open_blob` raises.
+        sent, when one of the `turns` is free. What `is_new`, made a moment ago and unlike all that
+        was made before, is sent without such a look. Success means that it is there. Raises
+        `CancelledError` soon after `cancel` is set, and what reading `open_blob` raises.
         """
         with self._deadline.running():
             place = self._endpoints.to_push(reference)
             sources = self._reachable(mount_from)
-            pushed = self._uploads.push(place, descriptor, open_blob, sources, cancel)
+            pushed = self._uploads.push(
+                place, descriptor, open_blob, sources, cancel, is_new=is_new, turns=turns
+            )
         self._tell(descriptor, "done" if pushed == "sent" else pushed, descriptor.size)
         return pushed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import field
 from functools import partial
 from typing import Literal
@@ -64,7 +64,7 @@ class Feed:
         self.descriptor = descriptor
         self._open_blob = open_blob
         self._tell = tell
-        self._check = check
+        self.check = check
         self._stream: Readable | None = None
         self._offset = 0
 
@@ -91,7 +91,7 @@ class Feed:
             self._next(min(BLOCK, offset - self._offset))
 
     def _next(self, wanted: int) -> bytes:
-        self._check()
+        self.check()
         digest = self.descriptor.digest
         try:
             block = self._stream.read(wanted) if self._stream else b""
@@ -102,6 +102,30 @@ class Feed:
             raise ImageError(f"blob `{digest}` ends too early")
         self._offset += len(block)
         return block
+
+
+@dataclass(slots=True)
+class _Errand:
+    """A blob on its way, and what was tried of it already; a `turn` once it is sent."""
+
+    feed: Feed
+    sources: list[Reference]
+    is_new: bool = False
+    turns: threading.Semaphore | None = None
+    has_turn: bool = False
+
+    def take_turn(self, *, wait: bool) -> bool:
+        """Whether it may be sent now."""
+        if self.turns and not self.has_turn:
+            self.has_turn = self.turns.acquire(blocking=wait)
+            return self.has_turn
+        return True
+
+    def close(self) -> None:
+        """Gives back what it has."""
+        self.feed.close()
+        if self.turns and self.has_turn:
+            self.turns.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +216,24 @@ class Uploads:
         open_blob: Callable[[], Readable],
         mount_from: Sequence[Reference],
         cancel: threading.Event | None,
+        *,
+        is_new: bool = False,
+        turns: threading.Semaphore | None = None,
     ) -> Pushed:
-        """Brings the blob there and says how it got there."""
+        """Brings the blob there and says how it got there.
+
+        One that `is_new`, as nobody else has made it, is sent without a look whether it is there.
+        """
         key = place.reference.name, descriptor.digest
         if early := self._known.early.get(key):
             return early
         # A registry that does not read what is sent costs a long wait each time.
         failed_for = self._known.failed.pop(key, None)
-        sources = _mountable(place.reference, mount_from)
-        check = partial(self._retries.check, cancel)
-        feed = Feed(descriptor, open_blob, self._tell, check)
-        try:
-            once = partial(self._push_once, place, feed, sources)
+        errand = self._errand(place, descriptor, open_blob, mount_from, cancel)
+        errand.is_new, errand.turns = is_new and failed_for is None, turns
+        with closing(errand):
+            once = partial(self._push_once, place, errand)
             return self._retries.call(once, cancel, failed_for=failed_for)
-        finally:
-            feed.close()
 
     def push_early(
         self,
@@ -218,15 +245,11 @@ class Uploads:
     ) -> None:
         """Brings the blob there before its image, and remembers it. Tried once."""
         key = place.reference.name, descriptor.digest
-        sources = _mountable(place.reference, mount_from)
-        feed = Feed(descriptor, open_blob, self._tell, partial(self._retries.check, cancel))
-        try:
+        with closing(self._errand(place, descriptor, open_blob, mount_from, cancel)) as errand:
             self._known.early[key] = self._retries.timed(
-                partial(self._push_once, place, feed, sources),
+                partial(self._push_once, place, errand),
                 partial(self._known.failed.__setitem__, key),
             )
-        finally:
-            feed.close()
 
     def push_growing(self, place: Place, growing: Growing) -> None:
         """Sends a blob that is still written, in one request of unknown length, as docker does.
@@ -236,16 +259,16 @@ class Uploads:
         """
         if self._mode != "auto" or place.reference.registry in self._known.limited:
             return
-        failed_for: list[float] = []
         try:
-            self._retries.timed(partial(self._send_growing, place, growing), failed_for.append)
-        finally:
-            if failed_for:
+            self._send_growing(place, growing)
+        except RequestError as error:
+            if error.retryable:
                 # Which blob it was is known once it is whole; who gives it up does not push it.
                 with suppress(CancelledError):
                     key = place.reference.name, growing.descriptor().digest
                     # A try, but its time was that of the compression.
                     self._known.failed[key] = 0.0
+            raise
 
     def give_up_growing(self, place: Place, growing: Growing, waited_seconds: float) -> None:
         """Expects no answer any more to what `push_growing` has sent whole: it counts as a try.
@@ -255,6 +278,17 @@ class Uploads:
         descriptor = growing.descriptor()
         self._known.failed[place.reference.name, descriptor.digest] = waited_seconds
         growing.give_up()
+
+    def _errand(
+        self,
+        place: Place,
+        descriptor: Descriptor,
+        open_blob: Callable[[], Readable],
+        mount_from: Sequence[Reference],
+        cancel: threading.Event | None,
+    ) -> _Errand:
+        feed = Feed(descriptor, open_blob, self._tell, partial(self._retries.check, cancel))
+        return _Errand(feed, _mountable(place.reference, mount_from))
 
     def _send_growing(self, place: Place, growing: Growing) -> None:
         what = f"cannot push a layer to `{place.reference.name}`"
@@ -311,22 +345,30 @@ class Uploads:
         )
         return answer.status == 200
 
-    def _push_once(self, place: Place, feed: Feed, sources: list[Reference]) -> Pushed:
-        descriptor, location = feed.descriptor, None
-        if sources and self._mount_is_likely(place, sources[0]):
-            mounted, location = self._mount(place, descriptor, sources.pop(0))
-            if mounted:
-                return "mounted"
-        # After a broken try this look tells whether only the answer was lost.
-        if self.exists(place, descriptor, push_scopes(place.reference)):
+    def _push_once(self, place: Place, errand: _Errand) -> Pushed:
+        descriptor, sources, location = errand.feed.descriptor, errand.sources, None
+        # After a broken try a look tells whether only the answer was lost.
+        is_new, errand.is_new = errand.is_new, False
+        if not is_new:
+            if sources and self._mount_is_likely(place, sources[0]):
+                mounted, location = self._mount(place, descriptor, sources.pop(0))
+                if mounted:
+                    return "mounted"
+            if self.exists(place, descriptor, push_scopes(place.reference)):
+                self._abandon(place, location)
+                return "exists"
+            while sources:
+                self._abandon(place, location)
+                mounted, location = self._mount(place, descriptor, sources.pop(0))
+                if mounted:
+                    return "mounted"
+        if not errand.take_turn(wait=False):
+            # Nobody knows how long a registry keeps an upload to which nothing is sent.
             self._abandon(place, location)
-            return "exists"
-        while sources:
-            self._abandon(place, location)
-            mounted, location = self._mount(place, descriptor, sources.pop(0))
-            if mounted:
-                return "mounted"
-        self._send(place, feed, location)
+            location = None
+            errand.take_turn(wait=True)
+            errand.feed.check()
+        self._send(place, errand.feed, location)
         return "sent"
 
     # --- mounting -----------------------------------------------------------------------------

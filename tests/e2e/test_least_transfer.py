@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,6 +69,25 @@ def test_base_is_mounted_and_only_what_is_new_is_sent(world: World) -> None:
     world.build(f"{world.near.host}/{APP}:2", "--push")
     assert received(world.near) < 10_000
     assert not world.near.requests("GET", world.large)
+
+
+def test_a_build_looks_for_nothing_that_only_it_can_have_made(world: World) -> None:
+    world.build(f"{world.near.host}/{APP}:1", f"--tag={world.near.host}/{APP}:2", "--push")
+    asked = [one.path for one in world.near.requests("HEAD")]
+    assert not [path for path in asked if path.startswith(f"/v2/{APP}/manifests/")]
+    manifest = json.loads(world.near.manifests[APP]["1"][1])
+    made = [manifest["config"]["digest"], manifest["layers"][-1]["digest"]]
+    assert not [path for path in asked if path.endswith(tuple(made))]
+    assert world.near.manifests[APP]["2"] == world.near.manifests[APP]["1"]
+
+
+def test_a_repeatable_build_asks_for_what_another_may_have_made(world: World) -> None:
+    for _ in range(2):
+        world.near.log.clear()
+        name = f"{world.near.host}/{APP}:1"
+        world.build(name, "--push", "--timestamp=1700000000", "--no-cache")
+        assert world.near.requests("HEAD", f"/v2/{APP}/manifests/1")
+    assert not world.near.requests("PUT")
 
 
 def test_base_goes_from_registry_to_registry_and_not_through_the_store(world: World) -> None:

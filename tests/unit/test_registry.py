@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -516,6 +516,117 @@ def test_requests_are_few(fake: FakeRegistry, client: Client) -> None:
         client(), fake.reference("app:1"), encoded, descriptors, Blobs(), mount_from=mount_from
     )
     assert len(fake.log) == 2 + 24 + 3 + 1
+
+
+def all_of(encoded: Encoded, layers: Sequence[Descriptor]) -> frozenset[Digest]:
+    blobs = (encoded.config_descriptor, *layers)
+    return frozenset((encoded.descriptor.digest, *(blob.digest for blob in blobs)))
+
+
+def test_what_is_new_is_not_looked_for(fake: FakeRegistry, client: Client) -> None:
+    encoded, descriptors = encode(BIG, SMALL)
+    new = all_of(encoded, descriptors)
+    source = Blobs(BIG, SMALL)
+    mount_from = [fake.reference("base:1")]
+    name = fake.reference("app:1")
+    push_image(client(), name, encoded, descriptors, source, mount_from=mount_from, new=new)
+    methods = [entry.method for entry in fake.log]
+    assert sorted(methods) == ["GET", *["POST"] * 3, *["PUT"] * 4]
+    assert not any("mount" in entry.query for entry in fake.log)
+    assert fake.manifests["app"]["1"][1] == encoded.manifest
+
+
+def test_what_is_new_may_be_there_after_a_try_that_broke(
+    fake: FakeRegistry, client: Client
+) -> None:
+    encoded, descriptors = encode(BIG)
+    fake.fail("PUT", "uploads", times=2, drop=True)
+    new = all_of(encoded, descriptors)
+    push_image(client(), fake.reference("app:1"), encoded, descriptors, Blobs(BIG), new=new)
+    assert len(fake.requests("PUT", "uploads")) == 2
+    assert len(fake.requests("HEAD", "blobs")) == 2
+    assert fake.manifests["app"]["1"][1] == encoded.manifest
+
+
+class Gauge(Blobs):
+    """Knows how many blobs are read at a time; `wait` is called before each is."""
+
+    def __init__(self, *contents: bytes, wait: Callable[[], object]) -> None:
+        super().__init__(*contents)
+        self.now = self.most = 0
+        self.wait = wait
+        self.lock = threading.Lock()
+
+    def count(self, more: int) -> None:
+        with self.lock:
+            self.now += more
+            self.most = max(self.most, self.now)
+
+    def open_blob(self, descriptor: Descriptor) -> VerifiedReader:
+        self.count(1)
+        self.wait()
+
+        class Counted(io.BytesIO):
+            def close(stream) -> None:  # noqa: N805 - `self` is the gauge
+                self.count(stream.closed - 1)
+                super().close()
+
+        return VerifiedReader(Counted(self.contents[descriptor.digest]), descriptor, "memory")
+
+
+def test_more_blobs_are_looked_up_at_a_time_than_sent(fake: FakeRegistry, client: Client) -> None:
+    layers = [bytes([number]) * 1000 for number in range(12)]
+    encoded, descriptors = encode(*layers)
+    looked_up = threading.Event()
+
+    def wait() -> None:
+        # Those that are sent first wait for the look-ups of others.
+        for _ in range(1000):
+            if len(fake.requests("HEAD", "blobs")) >= 4:
+                looked_up.set()
+                return
+            time.sleep(0.01)
+
+    source = Gauge(*layers, wait=wait)
+    push_image(client(), fake.reference("app:1"), encoded, descriptors, source, jobs=2)
+    assert looked_up.is_set()
+    assert source.most == 2
+    assert source.now == 0
+    assert set(fake.blobs["app"].values()) == {*layers, encoded.config}
+
+
+def test_uploads_that_wait_for_their_turn_do_not_begin(fake: FakeRegistry, client: Client) -> None:
+    layers = [bytes([number]) * 1000 for number in range(12)]
+    encoded, descriptors = encode(*layers)
+    began: list[int] = []
+
+    def wait() -> None:
+        time.sleep(0.05)
+        began.append(len(fake.requests("POST")) - len(fake.requests("PUT")))
+
+    source = Gauge(*layers, wait=wait)
+    push_image(client(), fake.reference("app:1"), encoded, descriptors, source, jobs=2)
+    assert max(began) <= 2
+
+
+def test_one_job_does_one_thing_at_a_time(fake: FakeRegistry, client: Client) -> None:
+    layers = [bytes([number]) * 1000 for number in range(5)]
+    encoded, descriptors = encode(*layers)
+    push_image(client(), fake.reference("app:1"), encoded, descriptors, Blobs(*layers), jobs=1)
+    methods = [entry.method for entry in fake.log]
+    assert methods == ["GET", "HEAD", *["HEAD", "POST", "PUT"] * 6, "PUT"]
+
+
+def test_what_waits_for_its_turn_when_another_fails_is_not_sent(
+    fake: FakeRegistry, client: Client
+) -> None:
+    layers = [bytes([number]) * 1000 for number in range(20)]
+    encoded, descriptors = encode(*layers)
+    fake.fail("PUT", "uploads", times=-1, status=403)
+    with pytest.raises(RegistryError, match="answered 403"):
+        push_image(client(), fake.reference("app:1"), encoded, descriptors, Blobs(*layers), jobs=2)
+    assert len(fake.requests("POST")) <= 2 + 2  # one more each, if the error is not yet told
+    assert not fake.requests("PUT", "manifests")
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "uploads"), ("PUT", "uploads")])
